@@ -1,0 +1,243 @@
+//! Debian's archive, looked at through an apt root of our own inside the cache.
+//!
+//! The machine's package lists stay untouched, no rights are needed, and the answers are Debian 12's on any
+//! machine that has apt. Verification is apt's own: signed lists, and the digests in them.
+
+mod sources;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+pub use sources::{Mirrors, SUITE};
+
+use crate::cache::{Cache, Lock, write_atomically};
+use crate::command::{command, run};
+use crate::progress::Step;
+
+/// Names the mirrors on a machine whose own sources have none: the main archive, then the security archive.
+pub const MIRROR_VARIABLE: &str = "LUCOS_DEBIAN_MIRROR";
+/// See [`MIRROR_VARIABLE`].
+pub const SECURITY_VARIABLE: &str = "LUCOS_DEBIAN_SECURITY_MIRROR";
+
+/// Package lists younger than this are not fetched again unless something is missing from them.
+const LISTS_AGE: Duration = Duration::from_hours(24);
+
+/// One version of one package in the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its Debian version.
+    pub version: String,
+}
+
+/// The private apt root; its lock is held as long as it is open.
+#[derive(Debug)]
+pub struct Archive {
+    root: PathBuf,
+    sources: PathBuf,
+    acquire: Vec<String>,
+    _lock: Lock,
+}
+
+impl Archive {
+    /// Sets up the apt root in the cache for the mirrors that this machine uses.
+    pub fn open(cache: &Cache) -> Result<Self> {
+        let lock = cache.lock("apt")?;
+        let mirrors = mirrors()?;
+        let root = cache.root().join("apt");
+        for folder in ["lists/partial", "archives/partial", "log", "etc"] {
+            fs::create_dir_all(root.join(folder))
+                .with_context(|| format!("cannot make {}", root.join(folder).display()))?;
+        }
+        let archive =
+            Self { sources: root.join("sources.list"), root, acquire: acquire_options()?, _lock: lock };
+        let text = mirrors.sources_list();
+        if fs::read_to_string(&archive.sources).unwrap_or_default() != text {
+            write_atomically(&archive.sources, &text)?;
+            // The lists that are there belong to another mirror.
+            let _ = fs::remove_file(archive.stamp());
+        }
+        write_atomically(&archive.root.join("status"), "")?;
+        write_atomically(&archive.config(), archive.settings())?;
+        Ok(archive)
+    }
+
+    /// The `sources.list` of the suites in use, for tools that set up an apt of their own.
+    pub fn sources(&self) -> &Path {
+        &self.sources
+    }
+
+    /// The machine's own settings for downloads (proxies, timeouts), as apt configuration lines.
+    pub fn acquire_options(&self) -> &[String] {
+        &self.acquire
+    }
+
+    /// Fetches the package lists if they are older than a day; `now` fetches them whatever their age.
+    pub fn update(&self, now: bool) -> Result<()> {
+        let age = fs::metadata(self.stamp()).and_then(|stamp| stamp.modified()).map(|time| time.elapsed());
+        if !now && matches!(age, Ok(Ok(age)) if age < LISTS_AGE) {
+            return Ok(());
+        }
+        let step = Step::start(format!("fetching the package lists of Debian {SUITE}"));
+        run(
+            self.apt("apt-get").arg("update"),
+            "fetch Debian's package lists; check the network and the mirror",
+        )?;
+        write_atomically(&self.stamp(), "")?;
+        step.done();
+        Ok(())
+    }
+
+    /// Every version of every package whose name begins with `prefix`.
+    pub fn list(&self, prefix: &str) -> Result<Vec<Package>> {
+        let names = run(self.apt("apt-cache").args(["pkgnames", prefix]), "list Debian's packages")?;
+        let names: Vec<&str> = names.lines().collect();
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let table = run(self.apt("apt-cache").arg("madison").args(names), "list the versions of packages")?;
+        Ok(parse_madison(&table))
+    }
+
+    /// Downloads one package into `folder` and returns the path of its file.
+    pub fn download(&self, name: &str, version: Option<&str>, folder: &Path) -> Result<PathBuf> {
+        let wanted = version.map_or_else(|| name.to_owned(), |version| format!("{name}={version}"));
+        let what = format!("download {wanted} from Debian's archive");
+        run(self.apt("apt-get").args(["download", &wanted]).current_dir(folder), &what)?;
+        let is_it = |path: &PathBuf| {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            file.starts_with(&format!("{name}_")) && file.ends_with(".deb")
+        };
+        fs::read_dir(folder)?.flatten().map(|entry| entry.path()).find(is_it).with_context(|| {
+            format!("apt-get downloaded {wanted}, but no such file is in {}", folder.display())
+        })
+    }
+
+    /// Downloads the newest version of a package, with lists that are fresh enough to know it.
+    pub fn fetch(&self, name: &str, folder: &Path) -> Result<PathBuf> {
+        self.update(false)?;
+        if let Ok(deb) = self.download(name, None, folder) {
+            return Ok(deb);
+        }
+        self.update(true)?;
+        self.download(name, None, folder)
+    }
+
+    fn apt(&self, program: &str) -> Command {
+        let mut command = command(program);
+        command.env("APT_CONFIG", self.config());
+        command
+    }
+
+    fn config(&self) -> PathBuf {
+        self.root.join("apt.conf")
+    }
+
+    fn stamp(&self) -> PathBuf {
+        self.root.join("updated")
+    }
+
+    /// `APT_CONFIG` is read before the machine's own configuration, which it replaces: hooks in there (desktop updaters,
+    /// removal of downloads in containers) are not meant for us.
+    fn settings(&self) -> String {
+        let root = self.root.display();
+        let mut text = format!(
+            "Dir::Etc::main \"/dev/null\";\nDir::Etc::parts \"{root}/etc\";\n\
+             Dir::Etc::sourcelist \"{root}/sources.list\";\nDir::Etc::sourceparts \"{root}/etc\";\n\
+             Dir::Etc::preferences \"/dev/null\";\nDir::Etc::preferencesparts \"{root}/etc\";\n\
+             Dir::State \"{root}\";\nDir::State::lists \"{root}/lists\";\nDir::State::status \"{root}/status\";\n\
+             Dir::Cache \"{root}\";\nDir::Cache::archives \"{root}/archives\";\nDir::Log \"{root}/log\";\n\
+             APT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\nAPT::Sandbox::User \"\";\n\
+             APT::Update::Error-Mode \"any\";\nAcquire::Languages {{ \"none\"; }};\n"
+        );
+        for option in &self.acquire {
+            text.push_str(option);
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Unpacks the files of a package, as any user.
+pub fn unpack(deb: &Path, folder: &Path) -> Result<()> {
+    run(command("dpkg-deb").arg("-x").arg(deb).arg(folder), &format!("unpack {}", deb.display()))?;
+    Ok(())
+}
+
+fn mirrors() -> Result<Mirrors> {
+    if let Ok(main) = std::env::var(MIRROR_VARIABLE) {
+        let machine = Mirrors::of_machine(Path::new("/etc/apt"));
+        let keyring = machine.and_then(|mirrors| mirrors.keyring);
+        return Ok(Mirrors { main, security: std::env::var(SECURITY_VARIABLE).ok(), keyring });
+    }
+    let Some(mirrors) = Mirrors::of_machine(Path::new("/etc/apt")) else {
+        bail!(
+            "no Debian mirror among the apt sources of this machine (/etc/apt/sources.list, sources.list.d); \
+             name one in {MIRROR_VARIABLE} (and {SECURITY_VARIABLE}), and install debian-archive-keyring"
+        );
+    };
+    Ok(mirrors)
+}
+
+/// The settings of this machine's apt that say how to download.
+fn acquire_options() -> Result<Vec<String>> {
+    let dump = run(command("apt-config").arg("dump"), "read this machine's apt configuration")?;
+    Ok(keep_acquire(&dump))
+}
+
+fn keep_acquire(dump: &str) -> Vec<String> {
+    let ours =
+        ["Acquire::IndexTargets", "Acquire::Changelogs", "Acquire::Languages", "Acquire::CompressionTypes"];
+    let wanted = |line: &&str| {
+        line.starts_with("Acquire::")
+            && !line.ends_with(" \"\";")
+            && !ours.iter().any(|o| line.starts_with(o))
+    };
+    dump.lines().filter(wanted).map(str::to_owned).collect()
+}
+
+/// Parses `apt-cache madison`: `name | version | source`, one line for each place that has it.
+fn parse_madison(table: &str) -> Vec<Package> {
+    let mut packages: Vec<Package> = Vec::new();
+    for line in table.lines() {
+        let mut cells = line.split('|').map(str::trim);
+        let (Some(name), Some(version), Some(source)) = (cells.next(), cells.next(), cells.next()) else {
+            continue;
+        };
+        let package = Package { name: name.to_owned(), version: version.to_owned() };
+        if source.ends_with("Packages") && !packages.contains(&package) {
+            packages.push(package);
+        }
+    }
+    packages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_table_is_read_once_per_version() {
+        let table = "linux-image-a | 6.1.2-1 | http://m/security s/main amd64 Packages\n\
+                     linux-image-a | 6.1.2-1 | http://m/debian s/main amd64 Packages\n\
+                     linux-image-a | 6.1.1-1 | http://m/debian s/main amd64 Packages\n\
+                     linux-image-a | 6.1.1-1 | http://m/debian s/main Sources\n";
+        let versions: Vec<_> = parse_madison(table).into_iter().map(|package| package.version).collect();
+        assert_eq!(versions, ["6.1.2-1", "6.1.1-1"]);
+    }
+
+    #[test]
+    fn only_download_settings_are_taken_over() {
+        let dump = "APT::Update::Post-Invoke:: \"rm\";\nAcquire \"\";\nAcquire::http::Proxy \"http://p:1\";\n\
+                    Acquire::Languages:: \"de\";\nAcquire::Check-Date \"false\";\n";
+        assert_eq!(
+            keep_acquire(dump),
+            ["Acquire::http::Proxy \"http://p:1\";", "Acquire::Check-Date \"false\";"]
+        );
+    }
+}

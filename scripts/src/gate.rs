@@ -1,0 +1,217 @@
+//! `cargo xtask test`: every test of the workspace, each where it can run, counted by what the runners say.
+//!
+//! | where | what |
+//! |---|---|
+//! | here | formatting, lints, [`crate::tidy`]; unit and integration tests that need no KVM |
+//! | AMD host, one session | tests of the VMM on tiny guests (`vmm/tests/kvm_*.rs`), then the system tests |
+//! | Intel host, beside all that | the system tests that an interpreter gets through |
+//!
+//! A test that has to skip itself here, for want of a right or a device, is given a second try on the AMD host.
+
+pub(crate) mod cargo;
+mod counts;
+mod deadline;
+mod inputs;
+mod process;
+mod report;
+mod results;
+mod session;
+mod style;
+mod suite;
+
+use std::process::ExitCode;
+use std::thread::{self, ScopedJoinHandle};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+
+use crate::bed::{self, Cpu, HostSpec, Image};
+use crate::kernels::Series;
+use crate::progress;
+use cargo::TestProgram;
+use deadline::Deadline;
+use process::Errors;
+use report::{Report, seconds};
+use session::{Session, Show, Step};
+use suite::Suite;
+
+/// What of it to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// What needs no KVM host: for a quick look before the gate, which it does not replace.
+    Here,
+    /// What every change must pass.
+    Gate,
+    /// Every host kernel, and the tests that take long.
+    Full,
+}
+
+impl Extent {
+    /// How long it may take in all: for the gate what a change may be kept waiting on 2 cores.
+    pub fn limit(self) -> Duration {
+        match self {
+            Self::Here | Self::Gate => Duration::from_mins(45),
+            Self::Full => Duration::from_hours(6),
+        }
+    }
+
+    fn tier(self) -> &'static str {
+        match self {
+            Self::Here | Self::Gate => "gate",
+            Self::Full => "full",
+        }
+    }
+
+    /// `None` is the machine's own KVM where it has one.
+    fn host_kernels(self) -> &'static [Option<Series>] {
+        match self {
+            Self::Here => &[],
+            Self::Gate => &[None],
+            Self::Full => &[Some(Series::V6_1), Some(Series::V6_12)],
+        }
+    }
+}
+
+/// Runs it and prints the report; the exit code tells whether everything passed.
+pub fn run(extent: Extent, limit: Duration) -> Result<ExitCode> {
+    bed::interrupt::watch()?;
+    let deadline = Deadline::after(limit);
+    let report = match extent {
+        Extent::Here => only_here(deadline)?,
+        Extent::Gate | Extent::Full => everything(extent, deadline)?,
+    };
+    let took = seconds(deadline.elapsed());
+    println!("\n{}", report.text());
+    match extent {
+        Extent::Here => println!("Not run: everything that needs a KVM host."),
+        Extent::Gate => {
+            println!(
+                "Not run: host kernels other than the default, and tests of tier full; {}.",
+                results::age()
+            );
+        }
+        Extent::Full => println!("Written to {}.", results::write(&report, &took)?.display()),
+    }
+    println!("Took {took}.\n\n{}", report.counts());
+    Ok(if report.counts().failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn only_here(deadline: Deadline) -> Result<Report> {
+    let mut report = Report::default();
+    let programs = cargo::build(deadline)?;
+    report.add(style::check(deadline)?);
+    for program in programs.iter().filter(|program| !program.needs_kvm()) {
+        report.add(here(program, deadline)?);
+    }
+    report.add(doc_tests(deadline)?);
+    Ok(report)
+}
+
+fn everything(extent: Extent, deadline: Deadline) -> Result<Report> {
+    let mut report = Report::default();
+    thread::scope(|scope| {
+        // Downloads wait for the network, builds for the processor: side by side.
+        let small = scope.spawn(inputs::small);
+        let programs = cargo::build(deadline)?;
+        let small = join(small)?;
+        deadline.check("any test")?;
+
+        // Bochs is slow and uses one processor: it starts first, and everything else runs beside it.
+        let sessions: Vec<Session> =
+            extent.host_kernels().iter().map(|&kernel| intel(&small, kernel)).collect();
+        let intel = scope.spawn(move || -> Result<Vec<Suite>> {
+            let suites = sessions.into_iter().map(|session| session.run(Show::Never, deadline));
+            Ok(suites.collect::<Result<Vec<_>>>()?.concat())
+        });
+        let large = scope.spawn(inputs::large);
+        report.add(style::check(deadline)?);
+        let mut again = Vec::new();
+        for program in programs.iter().filter(|program| !program.needs_kvm()) {
+            let mut suite = here(program, deadline)?;
+            again.extend(second_try(program, &mut suite));
+            report.add(suite);
+        }
+        report.add(doc_tests(deadline)?);
+        let images = [small, join(large)?].concat();
+        for &kernel in extent.host_kernels() {
+            let session = amd(&images, kernel, &programs, &again, extent.tier());
+            session.run(Show::Live, deadline)?.into_iter().for_each(|suite| report.add(suite));
+        }
+        progress::note("waiting for the Intel host");
+        join(intel)?.into_iter().for_each(|suite| report.add(suite));
+        Ok(report)
+    })
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().map_err(|_| anyhow!("a thread of the test runner panicked; it says why above"))?
+}
+
+/// Runs a test program as `cargo test` would.
+fn here(program: &TestProgram, deadline: Deadline) -> Result<Suite> {
+    let mut command = std::process::Command::new(&program.executable);
+    command.current_dir(&program.package).env("CARGO_MANIFEST_DIR", &program.package);
+    let finished = process::run(&mut command, Errors::Kept, deadline, &program.name)?;
+    let status = finished.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX);
+    Ok(Suite::judge(&program.name, "here", finished.lines, Some(status), finished.took))
+}
+
+fn doc_tests(deadline: Deadline) -> Result<Suite> {
+    let mut command = cargo::cargo();
+    command.args(["test", "--workspace", "--locked", "--doc"]);
+    let finished = process::run(&mut command, Errors::Kept, deadline, "the examples in the documentation")?;
+    let status = u8::from(!finished.status.success());
+    Ok(Suite::judge("examples in the documentation", "here", finished.lines, Some(status), finished.took))
+}
+
+/// Takes from `suite` what skipped itself; the AMD host has root, taps and a KVM.
+fn second_try(program: &TestProgram, suite: &mut Suite) -> Option<Step> {
+    let skipped = std::mem::take(&mut suite.skipped);
+    if skipped.is_empty() {
+        return None;
+    }
+    suite.counts.skipped -= skipped.len();
+    let names: Vec<&str> = skipped.iter().map(|each| each.test.as_str()).collect();
+    progress::note(format!("{}: {} tests cannot run here and go to the KVM host", program.name, names.len()));
+    Some(step(&format!("{}, second try", program.name), program, &format!("--exact {}", names.join(" "))))
+}
+
+fn step(name: &str, program: &TestProgram, arguments: &str) -> Step {
+    let file = program.executable.file_name().unwrap_or_default().to_string_lossy();
+    Step { name: name.to_owned(), command: format!("\"$LUCOS_BIN/deps/{file}\" {arguments}") }
+}
+
+fn amd(
+    images: &[Image],
+    kernel: Option<Series>,
+    programs: &[TestProgram],
+    again: &[Step],
+    tier: &str,
+) -> Session {
+    let spec =
+        HostSpec { cpu: kernel.map(|_| Cpu::Amd), kernel, images: images.to_vec(), ..HostSpec::default() };
+    let mut steps = again.to_vec();
+    // One test at a time: they measure pauses, and a host has few processors.
+    let kvm = programs.iter().filter(|program| program.needs_kvm());
+    steps.extend(kvm.map(|program| step(&program.name, program, "--test-threads=1")));
+    steps.push(system_tests(tier));
+    Session { place: name(&spec), spec, steps }
+}
+
+fn intel(images: &[Image], kernel: Option<Series>) -> Session {
+    let spec = HostSpec { cpu: Some(Cpu::Intel), kernel, images: images.to_vec(), ..HostSpec::default() };
+    Session { place: name(&spec), spec, steps: vec![system_tests("intel")] }
+}
+
+fn system_tests(tier: &str) -> Step {
+    Step { name: format!("system tests, tier {tier}"), command: format!("lucos-tests --tier {tier}") }
+}
+
+fn name(spec: &HostSpec) -> String {
+    let host = match spec.host().0 {
+        bed::Host::Local => return "this machine's KVM".to_owned(),
+        bed::Host::Emulated(Cpu::Amd) => "AMD host",
+        bed::Host::Emulated(Cpu::Intel) => "Intel host",
+    };
+    spec.kernel.map_or_else(|| host.to_owned(), |kernel| format!("{host} {kernel}"))
+}

@@ -1,0 +1,58 @@
+//! What the tests on a KVM host find beside the workspace's programs: guest kernels and images, by the names that
+//! tests know them by.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::bed::{Image, vmlinux};
+use crate::cache::Cache;
+use crate::images;
+use crate::kernels::{self, Flavour, Need, Series};
+use crate::packages::{self, Group};
+use crate::progress::Step;
+
+/// What every host needs, and the images that are small enough to be copied to the Intel host and to be used by an
+/// interpreter. Fetches and builds what is not in the cache yet.
+pub(super) fn small() -> Result<Vec<Image>> {
+    let step = Step::start("preparing KVM hosts and small guests");
+    packages::ensure(&[Group::Images, Group::Amd, Group::Intel])
+        .context("there is no KVM host to test on, and no way to make one")?;
+    let cache = Cache::open()?;
+    let mut list = Vec::new();
+    for series in [Series::V6_1, Series::V6_12] {
+        let kernel = kernels::find(&cache, &Need::newest(series, Flavour::Cloud))?;
+        list.push(image(format!("vmlinuz-{series}-cloud"), kernel.vmlinuz.clone()));
+        if series == Series::V6_1 {
+            list.push(image("vmlinux-6.1-cloud", vmlinux::unpacked(&cache, &kernel)?));
+        }
+    }
+    list.push(image("tiny.img", images::tiny(&cache)?));
+    list.push(image("tiny.cpio", images::tiny_cpio(&cache)?));
+    // The hosts' own: a session would make it, too, but in the time that is meant for tests.
+    images::host_root(&cache)?;
+    step.done();
+    Ok(list)
+}
+
+/// The other kernels, every initramfs, and the full Debian.
+pub(super) fn large() -> Result<Vec<Image>> {
+    let step = Step::start("preparing the other guests");
+    let cache = Cache::open()?;
+    let mut list = Vec::new();
+    for need in images::guest_kernels() {
+        let kernel = kernels::find(&cache, &need)?;
+        let kind = format!("{}-{}", need.series, need.flavour);
+        if need.flavour != Flavour::Cloud {
+            list.push(image(format!("vmlinuz-{kind}"), kernel.vmlinuz.clone()));
+        }
+        list.push(image(format!("initrd-{kind}"), images::initrd(&cache, &kernel)?));
+    }
+    list.push(image("debian.img", images::debian(&cache)?));
+    step.done();
+    Ok(list)
+}
+
+fn image(name: impl Into<String>, path: PathBuf) -> Image {
+    Image { name: name.into(), path }
+}

@@ -1,0 +1,98 @@
+//! The full Debian guest: systemd, udev, a login prompt, and the tools that tests put it under load with.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::bootstrap::Bootstrap;
+use super::{ext4, guest_kernels, modules};
+use crate::archive::SUITE;
+use crate::cache::{Cache, Inputs};
+use crate::kernels::{self, Kernel};
+use crate::progress::Step;
+
+const PACKAGES: [&str; 19] = [
+    "systemd-sysv",
+    "udev",
+    "dbus",
+    "login",
+    "passwd",
+    "libpam-systemd",
+    "kmod",
+    "e2fsprogs",
+    "iproute2",
+    "iputils-ping",
+    "procps",
+    "psmisc",
+    "fio",
+    "stress-ng",
+    "strace",
+    "util-linux",
+    "nvme-cli",
+    "ethtool",
+    "less",
+];
+
+/// What a guest of ours can have as hardware, and what a test may want on top.
+///
+/// Only these modules and what they depend on go into the image, once for every guest kernel: the complete trees
+/// would be 1 GiB, and Debian's initramfs brings nothing for a disk that boots without one.
+const MODULES: [&str; 18] = [
+    "virtio_pci",
+    "virtio_net",
+    "virtio_rng",
+    "virtio_balloon",
+    "nvme",
+    "ext4",
+    "overlay",
+    "tun",
+    "loop",
+    "dummy",
+    "veth",
+    "fuse",
+    "serio_raw",
+    "psmouse",
+    "button",
+    "evdev",
+    "msr",
+    "cpuid",
+];
+
+const SETUP: &str = include_str!("../../guest/debian-setup");
+const SIZE: &str = "1280M";
+
+/// An ext4 disk for `root=/dev/nvme0n1`.
+pub(super) fn disk(cache: &Cache) -> Result<PathBuf> {
+    let kernels: Vec<Kernel> =
+        guest_kernels().iter().map(|need| kernels::find(cache, need)).collect::<Result<_>>()?;
+    let mut inputs = Inputs::new()
+        .with("suite", SUITE)
+        .with("size", SIZE)
+        .with("setup", SETUP)
+        .with("code", include_str!("debian.rs"))
+        .with("bootstrap", include_str!("bootstrap.rs"));
+    for kernel in &kernels {
+        inputs = inputs.with(&kernel.release, &kernel.version);
+    }
+    let place = cache.entry("images/debian", &inputs, |folder| {
+        let step = Step::start("building the Debian guest's disk");
+        build(cache, &kernels, folder)?;
+        step.done();
+        Ok(())
+    })?;
+    Ok(place.join("debian.ext4"))
+}
+
+fn build(cache: &Cache, kernels: &[Kernel], folder: &Path) -> Result<()> {
+    let scratch =
+        tempfile::tempdir_in(cache.root().join("tmp")).context("cannot make a folder to build in")?;
+    let (extra, tar) = (scratch.path().join("modules.tar"), scratch.path().join("debian.tar"));
+    let tree = scratch.path().join("modules");
+    for kernel in kernels {
+        modules::pick(kernel, &MODULES, &tree)?;
+    }
+    modules::pack(&tree, &extra)?;
+    let bootstrap = Bootstrap::of(cache, &PACKAGES).add(&extra).script(SETUP);
+    bootstrap.run("put the Debian guest together", Some(&tar))?;
+    ext4::from_tar(&tar, &scratch.path().join("root"), &folder.join("debian.ext4"), SIZE)
+}
