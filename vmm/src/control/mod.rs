@@ -1,0 +1,20 @@
+//! The control API: HTTP and JSON on a Unix socket, in the style of Cloud Hypervisor's.
+//!
+//! | file | noun |
+//! |---|---|
+//! | [`model`] | what goes over the wire |
+//! | [`machine`] | the seam: what the API needs of the machine it controls |
+//! | `routes` | the endpoints, each with its description; the OpenAPI document is made of them |
+//! | `refusal` | what a client is told when a request is not carried out |
+//! | `server` | one thread that serves all clients, with a limit on everything a client can hold |
+
+mod description;
+pub mod machine;
+pub mod model;
+mod refusal;
+mod routes;
+mod server;
+
+pub use description::{openapi, openapi_json};
+pub use machine::{ControlError, MachineControl};
+pub use server::{ControlServer, ServerError};

@@ -1,0 +1,91 @@
+//! What a client is told when a request is not carried out.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+
+use super::machine::ControlError;
+use super::model::{ApiError, MachineState};
+
+/// A refusal: the status for programs, the rest for people.
+#[derive(Debug, Clone)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    error: ApiError,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, code: &str, message: impl Into<String>, next_step: &str) -> Self {
+        let error = ApiError { code: code.into(), message: message.into(), next_step: next_step.into() };
+        Self { status, error }
+    }
+
+    pub(super) fn no_such_path(path: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "no_such_endpoint",
+            format!("there is no endpoint {path}"),
+            "GET /api/v1/openapi.json lists the endpoints",
+        )
+    }
+
+    pub(super) fn wrong_method(method: &str, path: &str) -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "wrong_method",
+            format!("{path} does not take {method}"),
+            "reading takes GET, acting takes PUT; GET /api/v1/openapi.json says which",
+        )
+    }
+
+    pub(super) fn too_slow(seconds: u64) -> Self {
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "timed_out",
+            format!("the machine did not answer within {seconds} s; what was asked may still happen"),
+            "look at the state with GET /api/v1/vm.info before you ask again",
+        )
+    }
+
+    pub(super) fn broke() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "failed",
+            "the VMM failed to carry the request out; this is a bug in the VMM",
+            "look at the VMM's log and report it",
+        )
+    }
+}
+
+impl From<ControlError> for Refusal {
+    fn from(error: ControlError) -> Self {
+        let message = error.to_string();
+        let (status, code, next_step) = match error {
+            ControlError::WrongState { needed: MachineState::Paused, .. } => {
+                (StatusCode::CONFLICT, "wrong_state", "pause it first, with PUT /api/v1/vm.pause")
+            }
+            ControlError::WrongState { found: MachineState::Paused, .. } => {
+                (StatusCode::CONFLICT, "wrong_state", "resume it first, with PUT /api/v1/vm.resume")
+            }
+            ControlError::WrongState { found: MachineState::Stopping, .. } => {
+                (StatusCode::CONFLICT, "wrong_state", "start the VM again; this one is about to end")
+            }
+            ControlError::WrongState { .. } => (
+                StatusCode::CONFLICT,
+                "wrong_state",
+                "wait until GET /api/v1/vm.info names the needed state, then ask again",
+            ),
+            ControlError::TimedOut { .. } => {
+                (StatusCode::GATEWAY_TIMEOUT, "timed_out", "ask again; if it stays so, look at the VMM's log")
+            }
+            ControlError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "failed", "look at the VMM's log"),
+        };
+        Self::new(status, code, message, next_step)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.error)).into_response()
+    }
+}

@@ -1,0 +1,213 @@
+//! The endpoints.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::http::{Method, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use http_body_util::LengthLimitError;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::description::{self, Description};
+use super::machine::{ControlError, MachineControl};
+use super::model::{Accepted, ApiError, Counters, PauseReport, ResumeReport, VersionInfo, VmInfo};
+use super::refusal::Refusal;
+use crate::config::MachineSpec;
+
+/// How long the machine may take for one request. A pause takes milliseconds; this only bounds a hang.
+const MACHINE_LIMIT: Duration = Duration::from_secs(20);
+
+/// No endpoint takes a body; this much of one is read to say so.
+const BODY_MAX: usize = 4096;
+
+/// How long a client may take to send it.
+const BODY_LIMIT: Duration = Duration::from_secs(5);
+
+/// The machine behind the endpoints.
+#[derive(Clone)]
+pub(super) struct Api {
+    machine: Arc<dyn MachineControl>,
+    /// One request at a time changes the machine. The others wait here and not in a thread each, so that
+    /// there are always threads left to answer those who only look.
+    acting: Arc<Semaphore>,
+}
+
+impl Api {
+    pub(super) fn new(machine: Arc<dyn MachineControl>) -> Self {
+        Self { machine, acting: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Looks at the machine, off the server's thread.
+    async fn look<T, F>(&self, look: F) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn MachineControl) -> T + Send + 'static,
+    {
+        let machine = Arc::clone(&self.machine);
+        bounded(async { spawn_blocking(move || look(&*machine)).await.map_err(|_| Refusal::broke()) }).await
+    }
+
+    /// Changes the machine, off the server's thread, after those who asked before.
+    async fn act<T, F>(&self, act: F) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn MachineControl) -> Result<T, ControlError> + Send + 'static,
+    {
+        let machine = Arc::clone(&self.machine);
+        let acting = Arc::clone(&self.acting);
+        bounded(async {
+            let permit = acting.acquire_owned().await.map_err(|_| Refusal::broke())?;
+            // The permit goes along: it is held until the machine is done, even if the client has left.
+            let done = spawn_blocking(move || (act(&*machine), permit)).await;
+            Ok(done.map_err(|_| Refusal::broke())?.0?)
+        })
+        .await
+    }
+}
+
+async fn bounded<T>(work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    timeout(MACHINE_LIMIT, work).await.unwrap_or_else(|_| Err(Refusal::too_slow(MACHINE_LIMIT.as_secs())))
+}
+
+/// Every endpoint with its description. The only place where one is added.
+pub(super) fn described() -> OpenApiRouter<Api> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(vmm_version))
+        .routes(routes!(vmm_shutdown))
+        .routes(routes!(vm_info))
+        .routes(routes!(vm_config))
+        .routes(routes!(vm_counters))
+        .routes(routes!(vm_pause))
+        .routes(routes!(vm_resume))
+        .routes(routes!(vm_power_button))
+        .routes(routes!(openapi_json))
+}
+
+/// The service that a connection talks to.
+pub(super) fn router(api: Api) -> Router {
+    let (router, _) = described().split_for_parts();
+    router
+        .fallback(|uri: Uri| async move { Refusal::no_such_path(uri.path()) })
+        .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
+            Refusal::wrong_method(method.as_str(), uri.path())
+        })
+        .layer(middleware::from_fn(without_body))
+        .with_state(api)
+}
+
+/// Lets requests through that have no body.
+async fn without_body(request: Request, next: Next) -> Result<Response, Refusal> {
+    let (parts, body) = request.into_parts();
+    let refuse = |status, code, message: &str| {
+        Err(Refusal::new(status, code, message, "send the request with an empty body"))
+    };
+    match timeout(BODY_LIMIT, axum::body::to_bytes(body, BODY_MAX)).await {
+        Err(_) => refuse(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive in time"),
+        Ok(Err(error)) if is_too_long(&error) => {
+            refuse(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is longer than any request's")
+        }
+        Ok(Err(_)) => refuse(StatusCode::BAD_REQUEST, "bad_body", "the body could not be read"),
+        Ok(Ok(bytes)) if !bytes.is_empty() => {
+            refuse(StatusCode::BAD_REQUEST, "unexpected_body", "this request takes no body")
+        }
+        Ok(Ok(bytes)) => {
+            tracing::debug!(method = %parts.method, path = parts.uri.path(), "control request");
+            Ok(next.run(Request::from_parts(parts, bytes.into())).await)
+        }
+    }
+}
+
+fn is_too_long(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<LengthLimitError>)
+}
+
+/// Which VMM this is
+#[utoipa::path(get, path = "/api/v1/vmm.version", tag = "vmm", responses((status = 200, body = VersionInfo)))]
+async fn vmm_version() -> Json<VersionInfo> {
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    Json(VersionInfo { version, api: "v1".to_owned(), pid: std::process::id() })
+}
+
+/// End the VMM now
+///
+/// The guest is not asked: for it this is a power cut. What it flushed to its disks is kept. Any state will do.
+#[utoipa::path(put, path = "/api/v1/vmm.shutdown", tag = "vmm", responses((status = 202, body = Accepted)))]
+async fn vmm_shutdown(State(api): State<Api>) -> (StatusCode, Json<Accepted>) {
+    // On this thread, because it waits for nothing and must work when everything else hangs.
+    api.machine.shutdown();
+    (StatusCode::ACCEPTED, Json(Accepted { message: "the VMM ends now".to_owned() }))
+}
+
+/// What the machine is, and what it is doing
+#[utoipa::path(get, path = "/api/v1/vm.info", tag = "vm", responses((status = 200, body = VmInfo)))]
+async fn vm_info(State(api): State<Api>) -> Result<Json<VmInfo>, Refusal> {
+    let (state, spec) = api.look(|machine| (machine.state(), machine.config())).await?;
+    Ok(Json(VmInfo { state, kernel: spec.kernel, cpus: spec.cpus, memory: spec.memory }))
+}
+
+/// The configuration that the machine was built from
+///
+/// Written as TOML, it is what `--config FILE` reads.
+#[utoipa::path(get, path = "/api/v1/vm.config", tag = "vm", responses((status = 200, body = MachineSpec)))]
+async fn vm_config(State(api): State<Api>) -> Result<Json<MachineSpec>, Refusal> {
+    api.look(|machine| machine.config()).await.map(Json)
+}
+
+/// What the machine has counted since it started
+#[utoipa::path(get, path = "/api/v1/vm.counters", tag = "vm", responses((status = 200, body = Counters)))]
+async fn vm_counters(State(api): State<Api>) -> Result<Json<Counters>, Refusal> {
+    api.look(|machine| machine.counters()).await.map(Json)
+}
+
+/// Stop every vCPU and every device's writes into guest memory
+///
+/// Answered when nothing moves any more. The machine must be running.
+#[utoipa::path(put, path = "/api/v1/vm.pause", tag = "vm", responses(
+    (status = 200, body = PauseReport),
+    (status = 409, description = "The machine is not running", body = ApiError),
+    (status = 504, description = "Something did not stop in time; the machine runs on", body = ApiError),
+))]
+async fn vm_pause(State(api): State<Api>) -> Result<Json<PauseReport>, Refusal> {
+    api.act(|machine| machine.pause()).await.map(Json)
+}
+
+/// Let a paused machine go on
+///
+/// The machine must be paused.
+#[utoipa::path(put, path = "/api/v1/vm.resume", tag = "vm", responses(
+    (status = 200, body = ResumeReport),
+    (status = 409, description = "The machine is not paused", body = ApiError),
+))]
+async fn vm_resume(State(api): State<Api>) -> Result<Json<ResumeReport>, Refusal> {
+    api.act(|machine| machine.resume()).await.map(Json)
+}
+
+/// Press the ACPI power button
+///
+/// The guest decides what it does; a stock Debian powers itself off. The machine must be running.
+#[utoipa::path(put, path = "/api/v1/vm.power-button", tag = "vm", responses(
+    (status = 202, body = Accepted),
+    (status = 409, description = "The machine is not running", body = ApiError),
+))]
+async fn vm_power_button(State(api): State<Api>) -> Result<impl IntoResponse, Refusal> {
+    api.act(|machine| machine.power_button()).await?;
+    let message = "the power button is pressed; the guest decides what it does".to_owned();
+    Ok((StatusCode::ACCEPTED, Json(Accepted { message })))
+}
+
+/// This description
+#[utoipa::path(get, path = "/api/v1/openapi.json", tag = "vmm", responses(
+    (status = 200, description = "The OpenAPI description of this API", body = Object),
+))]
+async fn openapi_json() -> Json<utoipa::openapi::OpenApi> {
+    Json(description::openapi())
+}

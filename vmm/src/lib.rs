@@ -1,0 +1,30 @@
+//! The lucos virtual machine monitor: boots an unmodified Linux on KVM and, later, patches its kernel
+//! while it runs.
+//!
+//! ARCHITECTURE.md at the top of the repository is the map; this page only lists the rooms.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`cli`] | the command line of `lucos-vmm` and its exit codes |
+//! | [`client`] | `lucos`, the client of the control API |
+//! | [`config`] | the machine to run: flags and TOML to one validated `MachineSpec` |
+//! | [`control`] | the control API: HTTP and JSON on a Unix socket |
+//! | [`doctor`] | what this host can run, and what to do about what is missing |
+//! | [`sys`] | every `unsafe` block: mappings and the ioctls the libraries lack |
+//! | [`memory`] | guest RAM (two mappings of one memfd) and the gate that devices write through |
+//! | [`device`] | what Linux needs to boot: buses, serial ports, PCI, NVMe, virtio, ACPI registers |
+
+pub mod boot;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod device;
+pub mod doctor;
+mod log_limit;
+pub mod machine;
+pub mod memory;
+pub mod socket;
+pub mod sys;
+pub mod vcpu;

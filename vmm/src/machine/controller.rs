@@ -1,0 +1,165 @@
+//! The machine as it is controlled from outside: by the API and by the console's keys.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::events::{Event, EventSender};
+use super::instance::Instance;
+use crate::config::MachineSpec;
+use crate::console::ConsoleCommands;
+use crate::control::model::{Counters, Histogram, MachineState, PauseReport, ResumeReport};
+use crate::control::{ControlError, MachineControl};
+
+/// What is known without asking the instance.
+#[derive(Debug)]
+struct Status {
+    state: MachineState,
+    paused_since: Option<Instant>,
+    pauses: Histogram,
+    /// Exits of instances that are gone.
+    past_exits: BTreeMap<String, u64>,
+    instance: Option<Arc<Instance>>,
+}
+
+/// Takes requests from any thread and carries them out on the instance that runs.
+#[derive(Debug)]
+pub(super) struct Controller {
+    spec: MachineSpec,
+    events: EventSender,
+    /// Held through an operation, so that two never overlap; `status` is held only for a moment.
+    operation: Mutex<()>,
+    status: Mutex<Status>,
+}
+
+impl Controller {
+    pub(super) fn new(spec: MachineSpec, events: EventSender) -> Self {
+        let status = Status {
+            state: MachineState::Starting,
+            paused_since: None,
+            pauses: Histogram::default(),
+            past_exits: BTreeMap::new(),
+            instance: None,
+        };
+        Self { spec, events, operation: Mutex::default(), status: Mutex::new(status) }
+    }
+
+    /// Makes `instance` the one that requests reach.
+    pub(super) fn started(&self, instance: &Arc<Instance>) {
+        let mut status = self.lock();
+        status.state = MachineState::Running;
+        status.instance = Some(Arc::clone(instance));
+    }
+
+    /// Cuts requests off from the instance: waits for the one under way, refuses the next. Does nothing, and
+    /// says `false`, when the machine is paused and that matters.
+    pub(super) fn stopped(&self, next: MachineState, even_paused: bool) -> bool {
+        let _operation = self.operation.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = self.lock();
+        if status.state == MachineState::Paused && !even_paused {
+            return false;
+        }
+        status.state = next;
+        status.paused_since = None;
+        if let Some(instance) = status.instance.take() {
+            for (kind, count) in instance.exits() {
+                *status.past_exits.entry(kind).or_default() += count;
+            }
+        }
+        true
+    }
+
+    /// The instance, if the machine is in the state that `operation` needs.
+    fn instance_in(
+        &self,
+        needed: MachineState,
+        operation: &'static str,
+    ) -> Result<Arc<Instance>, ControlError> {
+        let status = self.lock();
+        match &status.instance {
+            Some(instance) if status.state == needed => Ok(Arc::clone(instance)),
+            _ => Err(ControlError::WrongState { operation, found: status.state, needed }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MachineControl for Controller {
+    fn state(&self) -> MachineState {
+        self.lock().state
+    }
+
+    fn config(&self) -> MachineSpec {
+        self.spec.clone()
+    }
+
+    fn counters(&self) -> Counters {
+        let status = self.lock();
+        let mut exits = status.past_exits.clone();
+        let mut devices = BTreeMap::new();
+        if let Some(instance) = &status.instance {
+            for (kind, count) in instance.exits() {
+                *exits.entry(kind).or_default() += count;
+            }
+            devices = instance.device_counters();
+        }
+        Counters { exits, pauses: status.pauses.clone(), devices }
+    }
+
+    fn pause(&self) -> Result<PauseReport, ControlError> {
+        let _operation = self.operation.lock().unwrap_or_else(PoisonError::into_inner);
+        let instance = self.instance_in(MachineState::Running, "vm.pause")?;
+        let begin = Instant::now();
+        instance.pause()?;
+        let took = begin.elapsed();
+        let mut status = self.lock();
+        status.state = MachineState::Paused;
+        status.paused_since = Some(Instant::now());
+        status.pauses.record(took);
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        Ok(PauseReport { took_us, vcpus: u32::from(self.spec.cpus.get()) })
+    }
+
+    fn resume(&self) -> Result<ResumeReport, ControlError> {
+        let _operation = self.operation.lock().unwrap_or_else(PoisonError::into_inner);
+        let instance = self.instance_in(MachineState::Paused, "vm.resume")?;
+        instance.resume();
+        let mut status = self.lock();
+        status.state = MachineState::Running;
+        let paused = status.paused_since.take().map(|since| since.elapsed()).unwrap_or_default();
+        drop(status);
+        self.events.send(Event::Resumed);
+        Ok(ResumeReport { paused_us: u64::try_from(paused.as_micros()).unwrap_or(u64::MAX) })
+    }
+
+    fn power_button(&self) -> Result<(), ControlError> {
+        let _operation = self.operation.lock().unwrap_or_else(PoisonError::into_inner);
+        let instance = self.instance_in(MachineState::Running, "vm.power-button")?;
+        if instance.press_power_button() {
+            Ok(())
+        } else {
+            let what =
+                "the guest does not listen to its power button (yet): its ACPI driver has not enabled it";
+            Err(ControlError::Failed(what.into()))
+        }
+    }
+
+    fn shutdown(&self) {
+        self.events.send(Event::Quit);
+    }
+}
+
+impl ConsoleCommands for Controller {
+    fn quit(&self) {
+        self.shutdown();
+    }
+
+    fn press_power_button(&self) {
+        if let Err(error) = self.power_button() {
+            tracing::warn!("{error}");
+        }
+    }
+}

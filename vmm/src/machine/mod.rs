@@ -1,0 +1,86 @@
+//! A virtual machine from its description to its end.
+//!
+//! [`run`] is the whole life: resources of the host that outlive a reset ([`HostSide`]), then one [`Instance`]
+//! after the other, until the guest or the operator ends it.
+
+mod attached;
+mod controller;
+mod error;
+mod events;
+mod host;
+mod instance;
+
+pub use error::{GuestExit, MachineError};
+
+use std::sync::Arc;
+
+use crate::boot::KernelImage;
+use crate::config::MachineSpec;
+use crate::control::model::MachineState;
+use controller::Controller;
+use events::{Event, Events};
+use host::HostSide;
+use instance::{Instance, Parts};
+
+/// Runs the machine until its guest switches off or something ends it.
+pub fn run(spec: &MachineSpec) -> Result<GuestExit, MachineError> {
+    crate::sys::vcpu::install_kick_handler()
+        .map_err(MachineError::host("install the kick signal's handler"))?;
+    let events = Events::new();
+    let parts = Parts::open(spec)?;
+    let kernel = KernelImage::open(&spec.kernel).map_err(crate::boot::BootError::from)?;
+    let controller = Arc::new(Controller::new(spec.clone(), events.sender()));
+    let host = HostSide::open(spec, &events, &controller)?;
+    loop {
+        let instance = Instance::start(spec, &kernel, &parts, &host, &events)?;
+        controller.started(&instance);
+        let event = wait_for_end(&events, &controller);
+        let remains = instance.stop();
+        let besides = events.forget_instance();
+        match event {
+            Event::PowerOff => return Ok(GuestExit::PowerOff),
+            Event::Reset if remains.after_panic => return Ok(GuestExit::Panic),
+            Event::Reset => tracing::info!("the guest reboots"),
+            Event::TripleFault => return Ok(GuestExit::TripleFault),
+            Event::SystemManagement(vcpu) => return Err(MachineError::SystemManagement { vcpu }),
+            // Newer kernels give the whole machine up when one vCPU gets an SMI, and the others may tell first.
+            Event::Stuck(what) => {
+                return Err(
+                    match besides.into_iter().find(|event| matches!(event, Event::SystemManagement(_))) {
+                        Some(Event::SystemManagement(vcpu)) => MachineError::SystemManagement { vcpu },
+                        _ => MachineError::GuestStuck(what),
+                    },
+                );
+            }
+            Event::Resumed => {}
+            Event::Quit => return Ok(GuestExit::Stopped),
+            Event::Signal(signal) => return Ok(GuestExit::Signal(signal)),
+        }
+    }
+}
+
+/// Waits for what ends this instance, and cuts the controller off from it.
+///
+/// An end that the guest brought about waits while the machine is paused: whoever paused it was promised that
+/// nothing moves. The operator need not wait.
+fn wait_for_end(events: &Events, controller: &Controller) -> Event {
+    let mut held = None;
+    loop {
+        let event = match events.wait() {
+            Event::Resumed => match held.take() {
+                Some(event) => event,
+                None => continue,
+            },
+            event => event,
+        };
+        let next = if event == Event::Reset { MachineState::Starting } else { MachineState::Stopping };
+        if controller.stopped(next, event.is_operators()) {
+            return event;
+        }
+        tracing::warn!(
+            ?event,
+            "the guest came to its end while it was paused; that takes effect when it resumes"
+        );
+        held.get_or_insert(event);
+    }
+}

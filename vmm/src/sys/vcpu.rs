@@ -1,0 +1,193 @@
+//! One vCPU: entering the guest, reading why it left, and getting it out.
+
+use std::cell::Cell;
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use kvm_bindings::{
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO,
+    KVM_EXIT_SHUTDOWN, KVM_RUN_X86_SMM, kvm_run,
+};
+use kvm_ioctls::{Error as KvmErrno, VcpuFd};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use super::kvm::GuestVm;
+use crate::vcpu::VmExit;
+
+thread_local! {
+    /// `immediate_exit` of the vCPU that this thread runs; null in every other thread.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// The signal that gets a vCPU out of the guest: the first real-time signal, used by nothing else here.
+pub fn kick_signal() -> libc::c_int {
+    SIGRTMIN()
+}
+
+/// Makes [`kick_signal`] set `immediate_exit` of the vCPU whose thread it hits.
+///
+/// The handler, not the sender, sets the flag: wherever the signal lands between the thread's last look at
+/// its requests and `KVM_RUN`, the next `KVM_RUN` returns at once (KVM api.rst 5, `immediate_exit`).
+pub fn install_kick_handler() -> io::Result<()> {
+    extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        let flag = IMMEDIATE_EXIT.with(Cell::get);
+        if !flag.is_null() {
+            // SAFETY: the pointer is set only while the `VcpuRun` that owns the mapping is attached to this
+            // very thread; a byte is written whole. Nothing here allocates or locks.
+            unsafe { flag.write_volatile(1) };
+        }
+    }
+    register_signal_handler(kick_signal(), on_kick)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
+/// A vCPU and the machine that it belongs to.
+#[derive(Debug)]
+pub struct VcpuRun {
+    fd: VcpuFd,
+    vm: Arc<GuestVm>,
+}
+
+impl VcpuRun {
+    pub(super) fn new(fd: VcpuFd, vm: Arc<GuestVm>) -> Self {
+        Self { fd, vm }
+    }
+
+    /// The descriptor, for register access.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// The machine.
+    pub fn vm(&self) -> &Arc<GuestVm> {
+        &self.vm
+    }
+
+    /// Lets kicks of the calling thread reach this vCPU until the returned guard is dropped.
+    pub fn attach(&mut self) -> Attached<'_> {
+        let run: *mut kvm_run = self.fd.get_kvm_run();
+        // SAFETY: `run` points to the mapped `kvm_run`; only an address is computed.
+        let flag = unsafe { &raw mut (*run).immediate_exit };
+        IMMEDIATE_EXIT.with(|cell| cell.set(flag));
+        Attached { vcpu: self }
+    }
+}
+
+/// A vCPU in the hands of the thread that runs it.
+#[derive(Debug)]
+pub struct Attached<'a> {
+    vcpu: &'a mut VcpuRun,
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.with(|cell| cell.set(ptr::null_mut()));
+    }
+}
+
+impl Attached<'_> {
+    /// The descriptor, for register access.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.vcpu.fd
+    }
+
+    /// Runs the guest until it needs something; the previous exit's data is handed over first.
+    ///
+    /// An error is KVM's own; a signal or kick is [`VmExit::Interrupted`].
+    pub fn run(&mut self) -> io::Result<VmExit<'_>> {
+        // A stale reason must not be taken for this run's: KVM leaves it alone when it fails (seen on 6.1).
+        self.vcpu.fd.get_kvm_run().exit_reason = 0;
+        let result = self.vcpu.fd.run().map(drop).map_err(KvmErrno::errno);
+        // Before anything else: where the guest is matters more than why it left, and KVM may report no more
+        // than EIO of a machine that it gave up on its way there.
+        if self.in_smm() {
+            return Ok(VmExit::SystemManagement);
+        }
+        match result {
+            Ok(()) => Ok(self.decode()),
+            Err(libc::EINTR) => {
+                self.clear_immediate_exit();
+                Ok(VmExit::Interrupted)
+            }
+            // A vCPU that waits for its first INIT or SIPI (KVM api.rst 4.10).
+            Err(libc::EAGAIN) => Ok(VmExit::Interrupted),
+            Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    /// Completes the I/O of the last exit without running the guest (KVM api.rst 5, `immediate_exit`).
+    ///
+    /// [`VmExit::Interrupted`] means that nothing is pending: registers can be read. Anything else is a
+    /// further exit of the same instruction, to be served before this is called again.
+    pub fn drain(&mut self) -> io::Result<VmExit<'_>> {
+        self.vcpu.fd.set_kvm_immediate_exit(1);
+        self.run()
+    }
+
+    /// Whether the guest is in system management mode, which this VMM never puts it in. KVM says so at the end
+    /// of each `KVM_RUN`, however that ends (KVM api.rst 5, `KVM_RUN_X86_SMM`).
+    fn in_smm(&mut self) -> bool {
+        self.vcpu.fd.get_kvm_run().flags & u16::try_from(KVM_RUN_X86_SMM).unwrap_or(1) != 0
+    }
+
+    fn clear_immediate_exit(&mut self) {
+        self.vcpu.fd.set_kvm_immediate_exit(0);
+        // The handler runs in this thread: the store must not sink below the next look at the requests, or it
+        // would undo a kick that came in between.
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    fn decode(&mut self) -> VmExit<'_> {
+        let size = self.vcpu.vm.fd().run_size();
+        let run = self.vcpu.fd.get_kvm_run();
+        match run.exit_reason {
+            KVM_EXIT_IO => {
+                // SAFETY: `exit_reason` says that `io` is the valid member of the union.
+                let io = unsafe { run.__bindgen_anon_1.io };
+                let unit = usize::from(io.size);
+                let len = unit * io.count as usize;
+                let offset = usize::try_from(io.data_offset).unwrap_or(usize::MAX);
+                if unit == 0 || offset.checked_add(len).is_none_or(|end| end > size) {
+                    return VmExit::Unexpected { reason: KVM_EXIT_IO };
+                }
+                let base: *mut u8 = ptr::from_mut(run).cast();
+                // SAFETY: the range was just checked to lie in the mapping of `size` bytes.
+                let start = unsafe { base.add(offset) };
+                // SAFETY: as above; the borrow of `self` keeps the mapping and excludes KVM_RUN.
+                let data = unsafe { std::slice::from_raw_parts_mut(start, len) };
+                if u32::from(io.direction) == KVM_EXIT_IO_IN {
+                    VmExit::PortIn { port: io.port, size: unit, data }
+                } else {
+                    VmExit::PortOut { port: io.port, size: unit, data }
+                }
+            }
+            KVM_EXIT_MMIO => {
+                // SAFETY: `exit_reason` says that `mmio` is the valid member of the union.
+                let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+                let len = (mmio.len as usize).min(mmio.data.len());
+                let data = &mut mmio.data[..len];
+                if mmio.is_write == 0 {
+                    VmExit::MmioRead { address: mmio.phys_addr, data }
+                } else {
+                    VmExit::MmioWrite { address: mmio.phys_addr, data }
+                }
+            }
+            KVM_EXIT_SHUTDOWN => VmExit::Shutdown,
+            KVM_EXIT_INTR => VmExit::Interrupted,
+            KVM_EXIT_FAIL_ENTRY => {
+                // SAFETY: `exit_reason` says that `fail_entry` is the valid member of the union.
+                let entry = unsafe { run.__bindgen_anon_1.fail_entry };
+                VmExit::FailEntry { reason: entry.hardware_entry_failure_reason }
+            }
+            KVM_EXIT_INTERNAL_ERROR => {
+                // SAFETY: `exit_reason` says that `internal` is the valid member of the union.
+                let internal = unsafe { run.__bindgen_anon_1.internal };
+                let count = (internal.ndata as usize).min(internal.data.len());
+                VmExit::InternalError { suberror: internal.suberror, data: internal.data[..count].to_vec() }
+            }
+            reason => VmExit::Unexpected { reason },
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Why a vCPU left the guest, free of KVM's structures.
+
+/// One exit, with the bytes that it asks for or brings.
+#[derive(Debug)]
+pub enum VmExit<'a> {
+    /// Reads from a port: `data` holds one or more units of `size` bytes to fill.
+    PortIn {
+        /// I/O port.
+        port: u16,
+        /// Bytes per unit: 1, 2 or 4.
+        size: usize,
+        /// The units, to be filled in order.
+        data: &'a mut [u8],
+    },
+    /// Writes to a port.
+    PortOut {
+        /// I/O port.
+        port: u16,
+        /// Bytes per unit: 1, 2 or 4.
+        size: usize,
+        /// The units, in order.
+        data: &'a [u8],
+    },
+    /// Reads from an address without RAM.
+    MmioRead {
+        /// Guest physical address.
+        address: u64,
+        /// To be filled; up to 8 bytes.
+        data: &'a mut [u8],
+    },
+    /// Writes to an address without RAM.
+    MmioWrite {
+        /// Guest physical address.
+        address: u64,
+        /// What is written; up to 8 bytes.
+        data: &'a [u8],
+    },
+    /// A triple fault (Intel SDM vol. 3A, 6.15, "double fault").
+    Shutdown,
+    /// KVM could not go on: an instruction that it cannot emulate, or worse.
+    InternalError {
+        /// `KVM_INTERNAL_ERROR_*` (include/uapi/linux/kvm.h).
+        suberror: u32,
+        /// What KVM adds, as far as it is valid.
+        data: Vec<u64>,
+    },
+    /// The CPU refused the guest's state.
+    FailEntry {
+        /// The hardware's reason.
+        reason: u64,
+    },
+    /// The guest is in system management mode: it sent itself an SMI.
+    SystemManagement,
+    /// Somebody wants this vCPU out, or a signal came; nothing of the guest is pending.
+    Interrupted,
+    /// An exit that this VMM never asked for.
+    Unexpected {
+        /// `KVM_EXIT_*` (include/uapi/linux/kvm.h).
+        reason: u32,
+    },
+}
+
+/// Exits by kind, for the counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitKind {
+    /// [`VmExit::PortIn`].
+    PortIn,
+    /// [`VmExit::PortOut`].
+    PortOut,
+    /// [`VmExit::MmioRead`].
+    MmioRead,
+    /// [`VmExit::MmioWrite`].
+    MmioWrite,
+    /// [`VmExit::Interrupted`].
+    Interrupted,
+    /// Everything that ends a guest.
+    Fatal,
+}
+
+impl ExitKind {
+    /// All kinds, with the names that the API shows.
+    pub const NAMES: [(Self, &'static str); 6] = [
+        (Self::PortIn, "port_in"),
+        (Self::PortOut, "port_out"),
+        (Self::MmioRead, "mmio_read"),
+        (Self::MmioWrite, "mmio_write"),
+        (Self::Interrupted, "interrupted"),
+        (Self::Fatal, "fatal"),
+    ];
+}
+
+impl VmExit<'_> {
+    /// The kind of this exit.
+    pub fn kind(&self) -> ExitKind {
+        match self {
+            Self::PortIn { .. } => ExitKind::PortIn,
+            Self::PortOut { .. } => ExitKind::PortOut,
+            Self::MmioRead { .. } => ExitKind::MmioRead,
+            Self::MmioWrite { .. } => ExitKind::MmioWrite,
+            Self::Interrupted => ExitKind::Interrupted,
+            Self::Shutdown
+            | Self::SystemManagement
+            | Self::InternalError { .. }
+            | Self::FailEntry { .. }
+            | Self::Unexpected { .. } => ExitKind::Fatal,
+        }
+    }
+}

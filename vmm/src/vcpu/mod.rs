@@ -1,0 +1,13 @@
+//! Virtual processors: one thread each, their states, and how all of them are stopped at once.
+
+mod cpuid;
+mod exit;
+mod msr;
+mod pause;
+mod regs;
+mod thread;
+
+pub use cpuid::CpuModel;
+pub use exit::{ExitKind, VmExit};
+pub use pause::{PauseError, Rendezvous};
+pub use thread::{ExitCounters, GuestStop, PortsAndMemory, VcpuThreads};

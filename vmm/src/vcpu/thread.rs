@@ -1,0 +1,296 @@
+//! The thread of one vCPU.
+//!
+//! ```text
+//!             exit served              request seen          parked
+//!  Running ---------------> Running ------------------> Draining -------> Parked
+//!     |                                                    ^                |
+//!     | fatal exit: reported                               +---- resume ----+
+//!     v                                                                     |
+//!  Dead (waits, so that its registers stay readable) <------- stop ---------+--> ended
+//! ```
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
+use vmm_sys_util::signal::Killable;
+
+use super::cpuid::CpuModel;
+use super::exit::{ExitKind, VmExit};
+use super::pause::{PauseError, Rendezvous};
+use super::{msr, regs};
+use crate::boot::BootEntry;
+use crate::device::bus::Bus;
+use crate::device::pci::PciBus;
+use crate::sys::kvm::{GuestVm, KvmError};
+use crate::sys::vcpu::{Attached, VcpuRun, kick_signal};
+
+/// Stack of a vCPU thread. Exit handlers neither recurse nor keep large buffers on the stack.
+const STACK: usize = 256 << 10;
+/// Further exits of one instruction while its I/O is completed: a string instruction leaves once for each page
+/// of its buffer (KVM's PIO buffer is one page), so 65,536 units end long before this.
+const DRAIN_LIMIT: usize = 1 << 17;
+
+/// Where exits go: the two address spaces of a PC.
+#[derive(Debug)]
+pub struct PortsAndMemory {
+    /// I/O ports.
+    pub ports: Bus,
+    /// Memory addresses without RAM.
+    pub pci: Arc<PciBus>,
+}
+
+impl PortsAndMemory {
+    fn serve(&self, exit: VmExit<'_>) -> Result<(), GuestStop> {
+        match exit {
+            VmExit::PortIn { port, size, data } => {
+                data.chunks_mut(size).for_each(|unit| self.ports.read(u64::from(port), unit));
+            }
+            VmExit::PortOut { port, size, data } => {
+                data.chunks(size).for_each(|unit| self.ports.write(u64::from(port), unit));
+            }
+            VmExit::MmioRead { address, data } => {
+                data.fill(0xff);
+                self.pci.read_memory(address, data);
+            }
+            VmExit::MmioWrite { address, data } => {
+                self.pci.write_memory(address, data);
+            }
+            VmExit::Interrupted => {}
+            VmExit::Shutdown => return Err(GuestStop::TripleFault),
+            VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
+            VmExit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, data } => {
+                return Err(GuestStop::Stuck(format!(
+                    "an instruction that KVM cannot emulate, or code where there is no RAM (KVM internal error, \
+                     data {data:x?})"
+                )));
+            }
+            VmExit::InternalError { suberror, data } => {
+                return Err(GuestStop::Stuck(format!("KVM internal error {suberror}, data {data:x?}")));
+            }
+            VmExit::FailEntry { reason } => {
+                return Err(GuestStop::Stuck(format!(
+                    "the CPU refused the guest's state, reason {reason:#x}"
+                )));
+            }
+            VmExit::Unexpected { reason } => {
+                return Err(GuestStop::Stuck(format!("KVM exit {reason}, which this VMM does not know")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a vCPU cannot run on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestStop {
+    /// The guest reset the machine by a triple fault, meant or not.
+    TripleFault,
+    /// Neither KVM nor this VMM knows how to go on.
+    Stuck(String),
+    /// The guest entered system management mode, where this VMM cannot watch it.
+    SystemManagementMode,
+}
+
+/// Exits of one vCPU by kind.
+#[derive(Debug, Default)]
+pub struct ExitCounters([AtomicU64; ExitKind::NAMES.len()]);
+
+impl ExitCounters {
+    fn count(&self, kind: ExitKind) {
+        self.0[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many there were of `kind`.
+    pub fn get(&self, kind: ExitKind) -> u64 {
+        self.0[kind as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// What every vCPU thread of a machine shares.
+struct Shared {
+    rendezvous: Rendezvous,
+    bus: Arc<PortsAndMemory>,
+    on_stop: Box<dyn Fn(u8, GuestStop) + Send + Sync>,
+}
+
+/// All vCPU threads of a machine.
+pub struct VcpuThreads {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    counters: Vec<Arc<ExitCounters>>,
+}
+
+impl fmt::Debug for VcpuThreads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VcpuThreads").field("count", &self.counters.len()).finish_non_exhaustive()
+    }
+}
+
+impl VcpuThreads {
+    /// Creates `cpus` vCPUs and starts their threads; vCPU 0 begins at `entry`, the others wait for INIT.
+    ///
+    /// `on_stop` hears of a vCPU that cannot run on, from that vCPU's thread.
+    pub fn start(
+        vm: &Arc<GuestVm>,
+        model: &CpuModel,
+        cpus: u8,
+        entry: BootEntry,
+        bus: Arc<PortsAndMemory>,
+        on_stop: impl Fn(u8, GuestStop) + Send + Sync + 'static,
+    ) -> Result<Self, KvmError> {
+        let mut vcpus = Vec::with_capacity(usize::from(cpus));
+        for id in 0..cpus {
+            let vcpu = vm.create_vcpu(id)?;
+            // CPUID comes first: KVM checks MSRs against it (KVM api.rst 4.89).
+            model.apply(vm.fd(), vcpu.fd(), id)?;
+            msr::set_boot_msrs(vcpu.fd())?;
+            if vm.has_system_management() {
+                msr::close_system_management(vcpu.fd())?;
+            }
+            if id == 0 {
+                regs::set_boot_state(vcpu.fd(), entry)?;
+            }
+            vcpus.push(vcpu);
+        }
+        let rendezvous = Rendezvous::default();
+        let shared = Arc::new(Shared { rendezvous, bus, on_stop: Box::new(on_stop) });
+        let this = Self {
+            shared,
+            threads: Mutex::default(),
+            counters: vcpus.iter().map(|_| Arc::default()).collect(),
+        };
+        for (id, vcpu) in (0..).zip(vcpus) {
+            let shared = Arc::clone(&this.shared);
+            let counters = Arc::clone(&this.counters[usize::from(id)]);
+            shared.rendezvous.enlist();
+            let spawned = std::thread::Builder::new()
+                .name(format!("vcpu{id}"))
+                .stack_size(STACK)
+                .spawn(move || run_thread(id, vcpu, &shared, &counters));
+            match spawned {
+                Ok(thread) => this.lock_threads().push(thread),
+                Err(source) => {
+                    this.shared.rendezvous.leave();
+                    this.stop();
+                    return Err(KvmError { call: "a vCPU thread", source });
+                }
+            }
+        }
+        Ok(this)
+    }
+
+    /// Stops all vCPUs where they are; their I/O is complete when this returns.
+    pub fn pause(&self) -> Result<(), PauseError> {
+        self.shared.rendezvous.pause(|| self.kick())
+    }
+
+    /// Lets them run on.
+    pub fn resume(&self) {
+        self.shared.rendezvous.resume();
+    }
+
+    /// Ends all vCPU threads and waits for them.
+    pub fn stop(&self) {
+        self.shared.rendezvous.stop();
+        self.shared.rendezvous.wait_until_left(|| self.kick());
+        for thread in std::mem::take(&mut *self.lock_threads()) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked; this is a bug");
+            }
+        }
+    }
+
+    /// Exit counters by vCPU.
+    pub fn counters(&self) -> &[Arc<ExitCounters>] {
+        &self.counters
+    }
+
+    fn kick(&self) {
+        for thread in self.lock_threads().iter().filter(|thread| !thread.is_finished()) {
+            if let Err(error) = thread.kill(kick_signal()) {
+                tracing::error!("cannot signal a vCPU thread: {error}");
+            }
+        }
+    }
+
+    fn lock_threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for VcpuThreads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn run_thread(id: u8, mut vcpu: VcpuRun, shared: &Shared, counters: &ExitCounters) {
+    struct Leave<'a>(&'a Rendezvous);
+    impl Drop for Leave<'_> {
+        fn drop(&mut self) {
+            self.0.leave();
+        }
+    }
+    let _leave = Leave(&shared.rendezvous);
+    let mut vcpu = vcpu.attach();
+    loop {
+        let stop = match running(&mut vcpu, shared, counters) {
+            Ok(()) => drain(&mut vcpu, shared, counters).err(),
+            Err(stop) => Some(stop),
+        };
+        if let Some(stop) = stop {
+            (shared.on_stop)(id, located(stop, &vcpu));
+            shared.rendezvous.park_until_stopped();
+            return;
+        }
+        if !shared.rendezvous.park() {
+            return;
+        }
+        // Tells the guest that it was stopped, so that its watchdogs stay quiet (KVM api.rst 4.71). A guest
+        // that does not use kvmclock answers EINVAL, and has no flag to set.
+        if let Err(error) = vcpu.fd().kvmclock_ctrl()
+            && error.errno() != libc::EINVAL
+        {
+            tracing::warn!("vCPU {id}: KVM_KVMCLOCK_CTRL: {error}");
+        }
+    }
+}
+
+/// Serves exits until somebody wants the vCPU out.
+fn running(vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounters) -> Result<(), GuestStop> {
+    while !shared.rendezvous.requested() {
+        let exit = vcpu.run().map_err(|error| kvm_run_failed(&error))?;
+        counters.count(exit.kind());
+        shared.bus.serve(exit)?;
+    }
+    Ok(())
+}
+
+/// Completes the I/O of the last exit, so that the registers are those after its instruction.
+fn drain(vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounters) -> Result<(), GuestStop> {
+    for _ in 0..DRAIN_LIMIT {
+        let exit = vcpu.drain().map_err(|error| kvm_run_failed(&error))?;
+        if matches!(exit, VmExit::Interrupted) {
+            return Ok(());
+        }
+        counters.count(exit.kind());
+        shared.bus.serve(exit)?;
+    }
+    Err(GuestStop::Stuck(format!("one instruction left the guest more than {DRAIN_LIMIT} times")))
+}
+
+/// Adds where the vCPU is to why it cannot go on.
+fn located(stop: GuestStop, vcpu: &Attached<'_>) -> GuestStop {
+    match (stop, vcpu.fd().get_regs()) {
+        (GuestStop::Stuck(what), Ok(regs)) => GuestStop::Stuck(format!("{what}, at RIP {:#x}", regs.rip)),
+        (stop, _) => stop,
+    }
+}
+
+fn kvm_run_failed(error: &io::Error) -> GuestStop {
+    GuestStop::Stuck(format!("KVM_RUN: {error}"))
+}

@@ -1,0 +1,125 @@
+//! A machine that follows a script, and a plain conversation with a socket, free of any HTTP library.
+#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use lucos_vmm::config::MachineSpec;
+use lucos_vmm::control::model::{Counters, MachineState, PauseReport, ResumeReport};
+use lucos_vmm::control::{ControlError, MachineControl};
+
+/// A machine that only keeps a state.
+#[derive(Debug)]
+pub(crate) struct Scripted {
+    pub(crate) state: Mutex<MachineState>,
+    pub(crate) spec: MachineSpec,
+    /// While true, `pause` does not come back.
+    pub(crate) hang: Mutex<bool>,
+    pub(crate) unhang: Condvar,
+    pub(crate) pauses: AtomicU64,
+    pub(crate) buttons: AtomicU64,
+    pub(crate) shut_down: AtomicBool,
+}
+
+impl Scripted {
+    pub(crate) fn running() -> Arc<Self> {
+        let mut spec = MachineSpec::new("bzImage");
+        spec.disks.push("root.img,readonly=on".parse().unwrap());
+        Arc::new(Self {
+            state: Mutex::new(MachineState::Running),
+            spec,
+            hang: Mutex::new(false),
+            unhang: Condvar::new(),
+            pauses: AtomicU64::new(0),
+            buttons: AtomicU64::new(0),
+            shut_down: AtomicBool::new(false),
+        })
+    }
+
+    fn needs(&self, operation: &'static str, needed: MachineState) -> Result<(), ControlError> {
+        let found = *self.state.lock().unwrap();
+        if found == needed { Ok(()) } else { Err(ControlError::WrongState { operation, found, needed }) }
+    }
+
+    pub(crate) fn set_hang(&self, hang: bool) {
+        *self.hang.lock().unwrap() = hang;
+        self.unhang.notify_all();
+    }
+}
+
+impl MachineControl for Scripted {
+    fn state(&self) -> MachineState {
+        *self.state.lock().unwrap()
+    }
+
+    fn config(&self) -> MachineSpec {
+        self.spec.clone()
+    }
+
+    fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        counters.exits.insert("io".into(), 1234);
+        counters.pauses.record(Duration::from_micros(150));
+        counters.devices.entry("nvme0".into()).or_default().insert("reads".into(), 7);
+        counters
+    }
+
+    fn pause(&self) -> Result<PauseReport, ControlError> {
+        let mut hang = self.hang.lock().unwrap();
+        while *hang {
+            hang = self.unhang.wait(hang).unwrap();
+        }
+        drop(hang);
+        self.needs("vm.pause", MachineState::Running)?;
+        *self.state.lock().unwrap() = MachineState::Paused;
+        self.pauses.fetch_add(1, Ordering::SeqCst);
+        Ok(PauseReport { took_us: 42, vcpus: 1 })
+    }
+
+    fn resume(&self) -> Result<ResumeReport, ControlError> {
+        self.needs("vm.resume", MachineState::Paused)?;
+        *self.state.lock().unwrap() = MachineState::Running;
+        Ok(ResumeReport { paused_us: 1000 })
+    }
+
+    fn power_button(&self) -> Result<(), ControlError> {
+        self.needs("vm.power-button", MachineState::Running)?;
+        self.buttons.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn shutdown(&self) {
+        self.shut_down.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Sends bytes, returns everything that comes back until the other side hangs up.
+pub(crate) fn converse(socket: &Path, bytes: &[u8]) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    // The server may hang up before all is sent; what it said is there to read all the same.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// One request; the status and the JSON of the answer.
+pub(crate) fn ask(socket: &Path, method: &str, path: &str, body: &[u8]) -> (u16, serde_json::Value) {
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n").into_bytes();
+    if !body.is_empty() {
+        request.extend(format!("Content-Length: {}\r\n", body.len()).into_bytes());
+    }
+    request.extend(b"\r\n");
+    request.extend(body);
+    let answer = converse(socket, &request);
+    let status = answer.split(' ').nth(1).unwrap_or_else(|| panic!("no answer: {answer:?}")).parse().unwrap();
+    let (head, json) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.to_ascii_lowercase().contains("content-type: application/json"), "{head}");
+    (status, serde_json::from_str(json).unwrap_or_else(|_| panic!("no JSON: {json:?}")))
+}

@@ -1,0 +1,140 @@
+//! A program on the library's vCPU threads, with a port whose every access is looked at.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use kvm_ioctls::Kvm;
+use lucos_vmm::boot::{self, BootSource, KernelImage};
+use lucos_vmm::config::CpuProfile;
+use lucos_vmm::device::bus::{Bus, BusDevice};
+use lucos_vmm::device::pci::PciBus;
+use lucos_vmm::memory::GuestRam;
+use lucos_vmm::sys::kvm::GuestVm;
+use lucos_vmm::sys::vcpu::install_kick_handler;
+use lucos_vmm::vcpu::{CpuModel, GuestStop, PortsAndMemory, VcpuThreads};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{Program, RESULT_PORT};
+
+/// First port of the devices that count; each vCPU has its own, 8 ports apart.
+const FIRST: u64 = 0x900;
+
+/// A port of one vCPU: writes have to bring 1, 2, 3, …; reads give 1, 2, 3, ….
+#[derive(Debug, Default)]
+pub(crate) struct Port {
+    pub(crate) written: AtomicU64,
+    pub(crate) read: AtomicU64,
+    pub(crate) wrong: Mutex<Vec<String>>,
+}
+
+impl BusDevice for Port {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        let next = self.read.fetch_add(1, Ordering::SeqCst) + 1;
+        let len = data.len();
+        data.copy_from_slice(&next.to_le_bytes()[..len]);
+    }
+
+    fn write(&self, _offset: u64, data: &[u8]) {
+        let mut bytes = [0; 8];
+        bytes[..data.len()].copy_from_slice(data);
+        let (value, next) = (u64::from_le_bytes(bytes), self.written.fetch_add(1, Ordering::SeqCst) + 1);
+        let mut wrong = self.wrong.lock().unwrap();
+        if value != next && wrong.len() < 10 {
+            wrong.push(format!("write {next} brought {value}"));
+        }
+    }
+}
+
+/// Where a program says that something is not as it should be.
+#[derive(Debug, Default)]
+struct Results(Mutex<Vec<u32>>);
+
+impl BusDevice for Results {
+    fn read(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn write(&self, _offset: u64, data: &[u8]) {
+        let mut bytes = [0; 4];
+        bytes[..data.len()].copy_from_slice(data);
+        self.0.lock().unwrap().push(u32::from_le_bytes(bytes));
+    }
+}
+
+/// vCPUs that run a program.
+#[derive(Debug)]
+pub(crate) struct Vcpus {
+    pub(crate) threads: VcpuThreads,
+    pub(crate) vm: Arc<GuestVm>,
+    pub(crate) ports: Vec<Arc<Port>>,
+    results: Arc<Results>,
+    stops: Arc<Mutex<Vec<(u8, GuestStop)>>>,
+}
+
+impl Vcpus {
+    pub(crate) fn start(program: &Program, cpus: u8) -> Self {
+        Self::start_with(program, cpus, &[])
+    }
+
+    /// With more devices: first port, number of ports, device.
+    pub(crate) fn start_with(
+        program: &Program,
+        cpus: u8,
+        devices: &[(u64, u64, Arc<dyn BusDevice>)],
+    ) -> Self {
+        super::need_kvm();
+        install_kick_handler().unwrap();
+        let kvm = Kvm::new().unwrap();
+        let vm = GuestVm::new(&kvm, GuestRam::new(64 << 20).unwrap()).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &program.vmlinux).unwrap();
+        let kernel = KernelImage::open(file.path()).unwrap();
+        let source = BootSource { kernel: &kernel, initrd: None, cmdline: "", cpus };
+        let entry = boot::load(vm.ram(), &source).unwrap();
+        let bus = PortsAndMemory { ports: Bus::new("I/O port"), pci: Arc::new(PciBus::new()) };
+        let ports: Vec<Arc<Port>> = (0..cpus).map(|_| Arc::default()).collect();
+        for (id, port) in (0..).zip(&ports) {
+            bus.ports.insert(FIRST + id * 8, 8, Arc::clone(port) as _).unwrap();
+        }
+        for (start, len, device) in devices {
+            bus.ports.insert(*start, *len, Arc::clone(device)).unwrap();
+        }
+        let results = Arc::new(Results::default());
+        bus.ports.insert(u64::from(RESULT_PORT), 4, Arc::clone(&results) as _).unwrap();
+        let model = CpuModel::new(&kvm, CpuProfile::Stock, cpus).unwrap();
+        let stops = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&stops);
+        let on_stop = move |id, stop| heard.lock().unwrap().push((id, stop));
+        let threads = VcpuThreads::start(&vm, &model, cpus, entry, Arc::new(bus), on_stop).unwrap();
+        Self { threads, vm, ports, results, stops }
+    }
+
+    pub(crate) fn word(&self, address: u64) -> u64 {
+        self.vm.ram().memory().read_obj(GuestAddress(address)).unwrap()
+    }
+
+    pub(crate) fn set_word(&self, address: u64, value: u64) {
+        self.vm.ram().memory().write_obj(value, GuestAddress(address)).unwrap();
+    }
+
+    /// What the vCPUs have done so far: reads, writes and `counters` words of memory for each.
+    pub(crate) fn progress(&self, counters: u64) -> Vec<(u64, u64, u64)> {
+        (0..)
+            .zip(&self.ports)
+            .map(|(id, port)| {
+                let io = (port.read.load(Ordering::SeqCst), port.written.load(Ordering::SeqCst));
+                (io.0, io.1, self.word(counters + id * 64))
+            })
+            .collect()
+    }
+
+    /// Fails if any of them found, or was found, something wrong.
+    pub(crate) fn check(&self) {
+        for port in &self.ports {
+            let wrong = port.wrong.lock().unwrap();
+            assert!(wrong.is_empty(), "{wrong:?}");
+        }
+        let results = self.results.0.lock().unwrap();
+        assert!(results.is_empty(), "the guest found: {results:x?}");
+        let stops = self.stops.lock().unwrap();
+        assert!(stops.is_empty(), "{stops:?}");
+    }
+}
