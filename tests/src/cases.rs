@@ -1,0 +1,29 @@
+//! The tests, by what they are about.
+
+mod boot;
+mod console;
+mod crash;
+mod debian;
+mod devices;
+mod intel;
+mod kernels;
+mod pause;
+mod refusals;
+
+use crate::harness::Test;
+
+/// All of them, in the order in which they are run: what tells most soonest comes first.
+pub(crate) fn all() -> Vec<Test> {
+    let groups: [&[Test]; 9] = [
+        boot::TESTS,
+        refusals::TESTS,
+        devices::TESTS,
+        pause::TESTS,
+        crash::TESTS,
+        console::TESTS,
+        debian::TESTS,
+        kernels::TESTS,
+        intel::TESTS,
+    ];
+    groups.concat()
+}

@@ -1,0 +1,25 @@
+//! How long things may take.
+//!
+//! They end a test that hangs; they measure nothing. All are several times what was seen in the emulated AMD host
+//! on an idle machine, because the machine may be shared and the host's processors are threads of an emulator.
+
+use std::time::Duration;
+
+/// The tiny guest, from the start of the VMM to its shell.
+pub(crate) const BOOT: Duration = Duration::from_mins(2);
+/// The same behind an initramfs of Debian's: the guest unpacks up to 30 MB of zstd on an emulated processor.
+pub(crate) const INITRAMFS_BOOT: Duration = Duration::from_mins(8);
+/// The full Debian guest to its login prompt: systemd starts some forty units.
+pub(crate) const DEBIAN_BOOT: Duration = Duration::from_mins(6);
+/// Bochs runs a nested guest some ten times slower than QEMU does.
+pub(crate) const INTEL_BOOT: Duration = Duration::from_mins(40);
+/// A command in the guest's shell.
+pub(crate) const COMMAND: Duration = Duration::from_mins(1);
+/// A command that is real work for the guest.
+pub(crate) const LONG_COMMAND: Duration = Duration::from_mins(4);
+/// From the guest's last word, or a signal to the VMM, to the VMM's exit.
+pub(crate) const EXIT: Duration = Duration::from_mins(1);
+/// systemd stops its units; one that does not stop holds it up for 90 seconds by default.
+pub(crate) const SHUTDOWN: Duration = Duration::from_mins(3);
+/// The VMM says no before any guest runs; most of it is loading the program over the test bed's file share.
+pub(crate) const REFUSAL: Duration = Duration::from_mins(1);

@@ -1,0 +1,33 @@
+//! System tests: the real `lucos-vmm` with stock guests, on a real KVM host.
+//!
+//! This program runs on the host itself (`cargo xtask kvm-host -- lucos-tests` puts it there) and finds what it
+//! needs by the variables that the test bed sets: `LUCOS_BIN`, `LUCOS_IMAGES`, `LUCOS_SCRATCH` and `LUCOS_OUT`.
+//!
+//! | file | its noun |
+//! |---|---|
+//! | [`vm`] | a running `lucos-vmm`: start, expect, run, pause, end |
+//! | [`transcript`] | what a guest has said so far |
+//! | [`pty`] | a terminal with nobody in front of it |
+//! | [`images`] | the guest kernels and disks |
+//! | [`deadlines`] | how long things may take, and why |
+//! | [`kernel_log`] | what a guest's kernel must not say |
+//! | [`harness`] | tiers, filters and the report |
+//! | [`cases`] | the tests |
+//!
+//! A test that fails shows the end of the console of each guest it started; all consoles are kept in `LUCOS_OUT`.
+
+mod cases;
+mod deadlines;
+mod harness;
+mod images;
+mod kernel_log;
+mod process;
+mod pty;
+mod transcript;
+mod vm;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    harness::main(&cases::all())
+}
