@@ -33,8 +33,18 @@ impl<W: Write> Archive<W> {
     }
 
     /// Adds everything below `folder`, in the order of the names.
-    pub fn folder(&mut self, folder: &Path) -> Result<()> {
+    pub fn tree(&mut self, folder: &Path) -> Result<()> {
         self.below(folder, Path::new(""))
+    }
+
+    /// Adds an empty folder.
+    pub fn folder(&mut self, path: &str) -> Result<()> {
+        self.item(Path::new(path), DIRECTORY | 0o755, (0, 0), &[])
+    }
+
+    /// Adds a file.
+    pub fn file(&mut self, path: &str, mode: u32, contents: &[u8]) -> Result<()> {
+        self.item(Path::new(path), FILE | mode, (0, 0), contents)
     }
 
     /// Adds a character device.
@@ -122,11 +132,13 @@ mod tests {
         fs::write(folder.path().join("bin/sh"), "hello").unwrap();
         std::os::unix::fs::symlink("bin/sh", folder.path().join("init")).unwrap();
         let mut archive = Archive::new(Vec::new());
-        archive.folder(folder.path()).unwrap();
+        archive.tree(folder.path()).unwrap();
         archive.character_device("console", 0o600, 5, 1).unwrap();
+        archive.folder("etc").unwrap();
+        archive.file("etc/hostname", 0o644, b"x").unwrap();
         let bytes = archive.finish().unwrap();
 
-        assert_eq!(names(&bytes), ["bin", "bin/sh", "init", "console", "TRAILER!!!"]);
+        assert_eq!(names(&bytes), ["bin", "bin/sh", "init", "console", "etc", "etc/hostname", "TRAILER!!!"]);
         let text = String::from_utf8_lossy(&bytes);
         // The console: inode 4, a character device of mode 0600, owned by root, one link, device 5:1.
         assert!(text.contains(

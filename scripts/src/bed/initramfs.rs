@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use super::Cpu;
 use crate::cache::Inputs;
 use crate::command::{command, path_with_sbin};
+use crate::cpio::Archive;
 use crate::kernels::Kernel;
 
 /// The first process of the host.
@@ -67,17 +68,17 @@ impl Recipe<'_> {
                 "{BUSYBOX} needs shared libraries, which the host's initramfs has not; install busybox-static"
             );
         }
-        let mut archive = Archive::default();
+        let mut archive = Archive::new(Vec::new());
         for folder in ["bin", "dev", "bed", "bed/modules"] {
-            archive.folder(folder);
+            archive.folder(folder)?;
         }
         // The console is opened before init runs and could make it itself.
-        archive.node("dev/console", (5, 1));
-        archive.file("bin/busybox", 0o755, &busybox);
-        archive.file("init", 0o755, INIT.as_bytes());
-        archive.file("bed/machine", 0o644, self.machine_name().as_bytes());
+        archive.character_device("dev/console", 0o600, 5, 1)?;
+        archive.file("bin/busybox", 0o755, &busybox)?;
+        archive.file("init", 0o755, INIT.as_bytes())?;
+        archive.file("bed/machine", 0o644, self.machine_name().as_bytes())?;
         let tags = self.tags.join("\n") + "\n";
-        archive.file("bed/tags", 0o644, tags.as_bytes());
+        archive.file("bed/tags", 0o644, tags.as_bytes())?;
         let mut there = Vec::new();
         for (list, names) in
             [("order", [&COMMON[..], self.modules].concat()), ("order.kvm", vec![self.kvm()])]
@@ -88,13 +89,13 @@ impl Recipe<'_> {
                 order.push_str(&name);
                 order.push('\n');
                 if !there.contains(&name) {
-                    archive.file(&format!("bed/modules/{name}"), 0o644, &contents);
+                    archive.file(&format!("bed/modules/{name}"), 0o644, &contents)?;
                     there.push(name);
                 }
             }
-            archive.file(&format!("bed/{list}"), 0o644, order.as_bytes());
+            archive.file(&format!("bed/{list}"), 0o644, order.as_bytes())?;
         }
-        Ok(archive.finish())
+        archive.finish()
     }
 }
 
@@ -137,71 +138,6 @@ fn read_module(path: &Path) -> Result<(String, Vec<u8>)> {
     Ok((name.trim_end_matches(".xz").trim_end_matches(".zst").to_owned(), output.stdout))
 }
 
-/// A cpio archive in the one format that the kernel reads ("newc", Documentation/driver-api/early-userspace/
-/// buffer-format.rst).
-#[derive(Debug, Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    entries: u32,
-}
-
-const FOLDER: u32 = 0o040_000;
-const FILE: u32 = 0o100_000;
-const CHARACTER_DEVICE: u32 = 0o020_000;
-
-impl Archive {
-    fn folder(&mut self, name: &str) {
-        self.entry(name, FOLDER | 0o755, (0, 0), b"");
-    }
-
-    fn node(&mut self, name: &str, number: (u32, u32)) {
-        self.entry(name, CHARACTER_DEVICE | 0o600, number, b"");
-    }
-
-    fn file(&mut self, name: &str, mode: u32, contents: &[u8]) {
-        self.entry(name, FILE | mode, (0, 0), contents);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.entry("TRAILER!!!", 0, (0, 0), b"");
-        self.bytes
-    }
-
-    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), contents: &[u8]) {
-        self.entries += 1;
-        let links = if mode & FOLDER == FOLDER && mode & FILE != FILE { 2 } else { 1 };
-        // In order: inode, mode, uid, gid, links, time, size, device, device of a node, length of the name, checksum.
-        let fields = [
-            self.entries as usize,
-            mode as usize,
-            0,
-            0,
-            links,
-            0,
-            contents.len(),
-            0,
-            0,
-            device.0 as usize,
-            device.1 as usize,
-            name.len() + 1,
-            0,
-        ];
-        self.bytes.extend_from_slice(b"070701");
-        for field in fields {
-            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
-        }
-        self.bytes.extend_from_slice(name.as_bytes());
-        self.bytes.push(0);
-        self.pad();
-        self.bytes.extend_from_slice(contents);
-        self.pad();
-    }
-
-    fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,22 +146,5 @@ mod tests {
     fn a_program_with_an_interpreter_is_dynamic() {
         assert!(is_dynamic(&fs::read("/proc/self/exe").unwrap()));
         assert!(!is_dynamic(b"\x7fELF"));
-    }
-
-    #[test]
-    fn headers_and_contents_are_aligned_and_counted() {
-        let mut archive = Archive::default();
-        archive.folder("bin");
-        archive.node("dev/console", (5, 1));
-        archive.file("init", 0o755, b"abc");
-        let bytes = archive.finish();
-        let text = String::from_utf8_lossy(&bytes);
-        assert_eq!(bytes.len() % 4, 0);
-        assert_eq!(text.matches("070701").count(), 4);
-        let init = text.find("init\0").unwrap() - 110;
-        assert_eq!(init % 4, 0);
-        assert_eq!(&text[init + 14..init + 22], "000081ed");
-        assert_eq!(&text[init + 54..init + 62], "00000003");
-        assert!(text[init..].contains("abc"));
     }
 }

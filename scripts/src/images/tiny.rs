@@ -40,7 +40,7 @@ pub(super) fn initramfs(cache: &Cache) -> Result<PathBuf> {
         let tree = tree(cache)?;
         symlink("sbin/init", tree.path().join("init"))?;
         let mut archive = cpio::Archive::new(BufWriter::new(File::create(folder.join("tiny.cpio"))?));
-        archive.folder(tree.path())?;
+        archive.tree(tree.path())?;
         archive.character_device("dev/console", 0o600, 5, 1)?;
         archive.character_device("dev/null", 0o666, 1, 3)?;
         archive.finish()?;
