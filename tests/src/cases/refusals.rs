@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::deadlines::REFUSAL;
+use crate::deadlines::{BOOT, REFUSAL};
 use crate::harness::{Test, Tier};
 use crate::images;
 use crate::process::{self, Output};
@@ -214,7 +214,7 @@ fn locked_disk() -> Result<()> {
     let place = Place::new()?;
     let disk = place.write("busy.img", vec![7; 1 << 20])?;
     let vm = Vm::builder("vmlinuz-6.1-cloud")?.disk(&disk).start()?;
-    vm.wait_api()?;
+    vm.expect("Linux version", BOOT)?;
     let kernel = kernel()?;
     let read_only = format!("path={},readonly=on", disk.display());
     for disk in [disk.display().to_string(), read_only] {
