@@ -1,6 +1,6 @@
 //! Debian's archive, looked at through an apt root of our own inside the cache.
 //!
-//! The machine's package lists stay untouched, no rights are needed, and the answers are Debian 12's on any
+//! The machine's package lists stay untouched, no rights are needed, and the answers are those of one Debian on any
 //! machine that has apt. Verification is apt's own: signed lists, and the digests in them.
 
 mod sources;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-pub use sources::{Mirrors, SUITE};
+pub use sources::{EMULATOR_SUITE, Mirrors, SUITE};
 
 use crate::cache::{Cache, Lock, write_atomically};
 use crate::command::{command, run};
@@ -38,6 +38,7 @@ pub struct Package {
 /// The private apt root; its lock is held as long as it is open.
 #[derive(Debug)]
 pub struct Archive {
+    suite: &'static str,
     root: PathBuf,
     sources: PathBuf,
     acquire: Vec<String>,
@@ -45,18 +46,29 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Sets up the apt root in the cache for the mirrors that this machine uses.
+    /// Opens [`SUITE`].
     pub fn open(cache: &Cache) -> Result<Self> {
-        let lock = cache.lock("apt")?;
+        Self::of_suite(cache, SUITE)
+    }
+
+    /// Sets up an apt root in the cache for one suite on the mirrors that this machine uses.
+    pub fn of_suite(cache: &Cache, suite: &'static str) -> Result<Self> {
+        let name = format!("apt-{suite}");
+        let lock = cache.lock(&name)?;
         let mirrors = mirrors()?;
-        let root = cache.root().join("apt");
+        let root = cache.root().join(name);
         for folder in ["lists/partial", "archives/partial", "log", "etc"] {
             fs::create_dir_all(root.join(folder))
                 .with_context(|| format!("cannot make {}", root.join(folder).display()))?;
         }
-        let archive =
-            Self { sources: root.join("sources.list"), root, acquire: acquire_options()?, _lock: lock };
-        let text = mirrors.sources_list();
+        let archive = Self {
+            suite,
+            sources: root.join("sources.list"),
+            root,
+            acquire: acquire_options()?,
+            _lock: lock,
+        };
+        let text = mirrors.sources_list(suite);
         if fs::read_to_string(&archive.sources).unwrap_or_default() != text {
             write_atomically(&archive.sources, &text)?;
             // The lists that are there belong to another mirror.
@@ -83,7 +95,7 @@ impl Archive {
         if !now && matches!(age, Ok(Ok(age)) if age < LISTS_AGE) {
             return Ok(());
         }
-        let step = Step::start(format!("fetching the package lists of Debian {SUITE}"));
+        let step = Step::start(format!("fetching the package lists of Debian {}", self.suite));
         run(
             self.apt("apt-get").arg("update"),
             "fetch Debian's package lists; check the network and the mirror",
@@ -126,6 +138,25 @@ impl Archive {
         }
         self.update(true)?;
         self.download(name, None, folder)
+    }
+
+    /// Downloads the newest version of a package with all that it depends on, as if nothing were installed.
+    pub fn fetch_whole(&self, name: &str, folder: &Path) -> Result<Vec<PathBuf>> {
+        self.update(false)?;
+        let download = || -> Result<()> {
+            let mut install = self.apt("apt-get");
+            install.args(["install", "--yes", "--download-only", "--no-install-recommends", "-o"]);
+            install.arg(format!("Dir::Cache::archives={}", folder.display())).arg(name);
+            run(&mut install, &format!("download {name} and what it needs from Debian's archive")).map(drop)
+        };
+        fs::create_dir_all(folder.join("partial"))
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        if download().is_err() {
+            self.update(true)?;
+            download()?;
+        }
+        let is_package = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "deb");
+        Ok(fs::read_dir(folder)?.flatten().map(|entry| entry.path()).filter(is_package).collect())
     }
 
     fn apt(&self, program: &str) -> Command {

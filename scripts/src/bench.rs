@@ -14,6 +14,7 @@ use clap::{Args, ValueEnum};
 use crate::bed::cli::small_images;
 use crate::bed::{self, Cpu, Ending, Host, HostSpec, Image, vmlinux};
 use crate::cache::Cache;
+use crate::cargo::cargo;
 use crate::command::{command, run as output_of};
 use crate::images;
 use crate::kernels::{self, Flavour, Need, Series};
@@ -61,8 +62,6 @@ pub fn run(chore: &Bench) -> Result<()> {
     let spec = HostSpec {
         timeout: LIMIT,
         profile: "release".to_owned(),
-        // Two, although the emulated host is steadier with one: what is measured is how vCPUs run beside the VMM.
-        smp: Some(2),
         images: images_for(wants(Group::Disk))?,
         ..HostSpec::default()
     };
@@ -101,9 +100,8 @@ pub fn run(chore: &Bench) -> Result<()> {
 /// The VMM as it is shipped, and the program that measures it.
 fn build() -> Result<()> {
     let step = Step::start("building for release");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = command(cargo);
-    build.current_dir(crate::cache::workspace_root()).args(["build", "--release", "--quiet"]);
+    let mut build = cargo();
+    build.args(["build", "--release", "--locked", "--quiet"]);
     // The target folder of this very program is the one that the host sees.
     build.arg("--target-dir").arg(bed::target_folder());
     build.args(["--package", "lucos-vmm", "--package", "lucos-bench"]).stderr(Stdio::inherit());

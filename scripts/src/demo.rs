@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::bed::{self, Cpu, Ending, Host, HostSpec, Image, Stream};
 use crate::cache::Cache;
-use crate::gate::cargo::build_programs;
+use crate::cargo::build_programs;
 use crate::images;
 use crate::kernels::{self, Flavour, Kernel, Need, Series};
 use crate::packages::{self, Group};
@@ -41,7 +41,7 @@ pub fn run(demo: &Demo) -> Result<ExitCode> {
     let started = Instant::now();
     bed::interrupt::watch()?;
     packages::ensure(&[Group::Images])?;
-    build_programs()?;
+    build_programs("dev")?;
     let cache = Cache::open()?;
     let kernel = kernels::find(&cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
     let image = |name: &str, path| Image { name: name.to_owned(), path };

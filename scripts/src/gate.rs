@@ -8,11 +8,11 @@
 //!
 //! A test that has to skip itself here, for want of a right or a device, is given a second try on the AMD host.
 
-pub(crate) mod cargo;
 mod counts;
 mod deadline;
 mod inputs;
 mod process;
+mod programs;
 mod report;
 mod results;
 mod session;
@@ -26,11 +26,12 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 
 use crate::bed::{self, Cpu, HostSpec, Image};
+use crate::cargo::cargo;
 use crate::kernels::Series;
 use crate::progress;
-use cargo::TestProgram;
 use deadline::Deadline;
 use process::Errors;
+use programs::TestProgram;
 use report::{Report, seconds};
 use session::{Session, Show, Step};
 use suite::Suite;
@@ -98,7 +99,7 @@ pub fn run(extent: Extent, limit: Duration) -> Result<ExitCode> {
 
 fn only_here(deadline: Deadline) -> Result<Report> {
     let mut report = Report::default();
-    let programs = cargo::build(deadline)?;
+    let programs = programs::build(deadline)?;
     report.add(style::check(deadline)?);
     for program in programs.iter().filter(|program| !program.needs_kvm()) {
         report.add(here(program, deadline)?);
@@ -112,7 +113,7 @@ fn everything(extent: Extent, deadline: Deadline) -> Result<Report> {
     thread::scope(|scope| {
         // Downloads wait for the network, builds for the processor: side by side.
         let small = scope.spawn(inputs::small);
-        let programs = cargo::build(deadline)?;
+        let programs = programs::build(deadline)?;
         let small = join(small)?;
         deadline.check("any test")?;
 
@@ -157,7 +158,7 @@ fn here(program: &TestProgram, deadline: Deadline) -> Result<Suite> {
 }
 
 fn doc_tests(deadline: Deadline) -> Result<Suite> {
-    let mut command = cargo::cargo();
+    let mut command = cargo();
     command.args(["test", "--workspace", "--locked", "--doc"]);
     let finished = process::run(&mut command, Errors::Kept, deadline, "the examples in the documentation")?;
     let status = u8::from(!finished.status.success());

@@ -1,13 +1,13 @@
 //! The project's chores: everything that `cargo xtask` does, as a library of small parts.
 //!
-//! Order of dependence, lowest first: [`command`] and [`progress`]; [`cache`]; [`packages`] (this machine's own);
-//! [`archive`] (Debian's); [`kernels`]; [`images`]; [`bed`]; [`tidy`]; [`gate`] and [`demo`].
-//! [`archive`] (Debian's); [`kernels`]; [`images`]; [`bed`]; [`bench`].
+//! Order of dependence, lowest first: [`command`] and [`progress`]; [`cache`]; `cargo`; [`packages`] (this machine's
+//! own); [`archive`] (Debian's); [`kernels`]; [`images`]; [`bed`]; [`tidy`]; [`gate`], [`demo`] and [`bench`].
 
 pub mod archive;
 pub mod bed;
 pub mod bench;
 pub mod cache;
+pub(crate) mod cargo;
 pub mod command;
 pub mod cpio;
 pub mod demo;

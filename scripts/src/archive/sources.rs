@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// The release that the test bed's kernels and images come from, whatever the machine itself runs.
 pub const SUITE: &str = "bookworm";
+/// The release that the AMD host's emulator comes from.
+pub const EMULATOR_SUITE: &str = "trixie";
 
 /// The names by which a main Debian archive can stand in a machine's sources.
 const DEBIAN_SUITES: [&str; 11] = [
@@ -63,15 +65,15 @@ impl Mirrors {
         choose(&sources, Path::is_file)
     }
 
-    /// The text of a `sources.list` for [`SUITE`], its updates and its security fixes.
-    pub fn sources_list(&self) -> String {
+    /// The text of a `sources.list` for a suite, its updates and its security fixes.
+    pub fn sources_list(&self, suite: &str) -> String {
         let keyring =
             self.keyring.as_ref().map(|path| format!(" signed-by={}", path.display())).unwrap_or_default();
         let line = |uri: &str, suite: String| format!("deb [arch=amd64{keyring}] {uri} {suite} main\n");
-        let mut text = line(&self.main, SUITE.to_owned());
-        text.push_str(&line(&self.main, format!("{SUITE}-updates")));
+        let mut text = line(&self.main, suite.to_owned());
+        text.push_str(&line(&self.main, format!("{suite}-updates")));
         if let Some(security) = &self.security {
-            text.push_str(&line(security, format!("{SUITE}-security")));
+            text.push_str(&line(security, format!("{suite}-security")));
         }
         text
     }
@@ -259,7 +261,7 @@ Enabled: no
     fn the_list_names_the_three_suites() {
         let mirrors = Mirrors { main: "m".into(), security: Some("s".into()), keyring: Some("/k".into()) };
         assert_eq!(
-            mirrors.sources_list(),
+            mirrors.sources_list(SUITE),
             "deb [arch=amd64 signed-by=/k] m bookworm main\n\
              deb [arch=amd64 signed-by=/k] m bookworm-updates main\n\
              deb [arch=amd64 signed-by=/k] s bookworm-security main\n"

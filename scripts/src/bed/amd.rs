@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::emulator::Emulator;
 use super::initramfs::Recipe;
 use super::machine::{self, RunFolder};
 use super::scratch::Scratch;
@@ -21,10 +22,7 @@ use crate::packages::{self, Group};
 use crate::progress;
 
 const MEMORY_MIB: u32 = 4096;
-/// One: with two, the emulated host stops now and then (both processors in a soft lockup, seen while guests
-/// sent NMIs and INITs) or panics in KVM's run path. QEMU runs each of its processors in a thread of its own then,
-/// and its SVM is not up to that. Guests still have as many vCPUs as they like; they share the processor.
-const PROCESSORS: u32 = 1;
+const PROCESSORS: u32 = 2;
 /// Sparse: it costs only what is written to it.
 const SCRATCH_GIB: u64 = 16;
 
@@ -42,6 +40,7 @@ pub(super) fn run(spec: &HostSpec, argv: &[OsString], sink: &mut Sink) -> Result
     packages::ensure(&[Group::Amd])?;
     let cache = Cache::open()?;
     let kernel = kernels::find(&cache, &Need::newest(spec.kernel.unwrap_or(Series::V6_1), Flavour::Generic))?;
+    let emulator = Emulator::fetch(&cache)?;
     let root = images::host_root(&cache)?;
     let boot = boot_files(&cache, &kernel)?;
     let bin = target_folder().join(&spec.profile);
@@ -70,8 +69,9 @@ pub(super) fn run(spec: &HostSpec, argv: &[OsString], sink: &mut Sink) -> Result
     machine.arguments.extend(["-kernel".into(), boot.kernel.into(), "-initrd".into(), boot.initramfs.into()]);
 
     progress::note(format!("starting an AMD host with kernel {} in QEMU", kernel.release));
-    let mut qemu = machine::bound_to_us("qemu-system-x86_64");
-    qemu.current_dir(folder.path()).args(machine.arguments);
+    let (program, arguments) = emulator.command();
+    let mut qemu = machine::bound_to_us(&program);
+    qemu.current_dir(folder.path()).args(arguments).args(machine.arguments);
     machine::supervise(spec, qemu, &folder, sink)
 }
 
@@ -99,12 +99,11 @@ fn boot_files(cache: &Cache, kernel: &Kernel) -> Result<Boot> {
     Ok(Boot { kernel: elf, initramfs: initramfs.join("initramfs") })
 }
 
-/// The processor: everything that QEMU 7.2 emulates, less what it gets wrong for a host with guests.
+/// The processor: everything that QEMU emulates, less what guests have been seen to suffer from.
 ///
-/// `max` alone has SVM, but says so of nested paging only when asked. With XSAVE, a guest's XSETBV never reaches
-/// KVM (the intercept came with QEMU 8.2), which then switches to a stale XCR0 at each entry: guests warn at boot
-/// (arch/x86/kernel/fpu/xstate.c). AVX and protection keys need XSAVE; five-level paging goes with them to keep
-/// guest and host on the same format.
+/// `max` alone has SVM, but says so of nested paging only when asked. With XSAVE, one of some thirty guests came to a
+/// triple fault early in its boot (QEMU 10.0.13); without, none of a hundred did. AVX and protection keys need XSAVE.
+/// Without five-level paging the nested page tables have four levels, too, which each TLB miss of a guest walks.
 const PROCESSOR: &str = "max,+svm,+npt,-xsave,-avx,-avx2,-f16c,-fma,-pku,-la57";
 
 /// The arguments of one QEMU.

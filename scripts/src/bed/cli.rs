@@ -11,6 +11,7 @@ use clap::Args;
 
 use super::{Bochs, Cpu, Host, HostSpec, Image, Input, Stream, interrupt, run_streams};
 use crate::cache::Cache;
+use crate::cargo::build_programs;
 use crate::images;
 use crate::kernels::{self, Series};
 use crate::progress;
@@ -44,7 +45,7 @@ pub struct KvmHost {
     /// The time limit, from the start of the host.
     #[arg(long, value_name = "SECONDS", default_value = "900")]
     timeout: u64,
-    /// The cargo profile whose programs the host sees.
+    /// The cargo profile whose programs the host sees; they are built first.
     #[arg(long, default_value = "dev")]
     profile: String,
     /// One more file for the host, found by its file name in `$LUCOS_WITH` (in PATH); may be repeated.
@@ -132,6 +133,7 @@ pub fn small_images() -> Result<Vec<Image>> {
 /// Runs the command and passes on what it says and how it ends.
 pub fn run(chore: &KvmHost) -> Result<ExitCode> {
     interrupt::watch()?;
+    build_programs(&chore.profile)?;
     let spec = chore.spec()?;
     let (host, why) = spec.host();
     if host != Host::Local {

@@ -24,7 +24,7 @@ load /bed/order
 # command's output, its errors, and what is said about it.
 case $MACHINE in
   amd) out=$(echo /dev/vport*p1) err=$(echo /dev/vport*p2) status=$(echo /dev/vport*p3)
-       root=/dev/vda scratch=/dev/vdb ;;
+       root=/dev/vda scratch=/dev/vdb beat=5 ;;
   intel) out=/dev/ttyS1 err=/dev/ttyS2 status=/dev/ttyS3 root=/dev/sda scratch=/dev/sdb
        for port in $out $err $status; do stty -F $port raw -echo 115200; done ;;
 esac
@@ -88,6 +88,8 @@ mkfifo /run.out /run.err 2>/dev/null
 cat /run.out >&7 & outs=$!
 cat /run.err >&8 & errs=$!
 say "up $(cut -d' ' -f1 /proc/uptime)"
+# A host that stands still says nothing any more, and nothing else tells it from a command that is silent.
+while say alive; do sleep $beat; done & heart=$!
 if [ -e $bed/terminal ]; then
   # The size is forgotten when the last one closes the terminal.
   exec 6<> /dev/hvc0
@@ -100,6 +102,7 @@ else
   chroot /host /bin/sh /scratch/.bed/command < "$input" > /run.out 2> /run.err 7>&- 8>&- 9>&-
   code=$?
 fi
+kill $heart
 # What the command left running may hold the pipes open for ever; what it has written is out within this time.
 tries=0
 while { kill -0 $outs || kill -0 $errs; } 2>/dev/null && [ $tries -lt 100 ]; do tries=$((tries + 1)); sleep 0.02; done

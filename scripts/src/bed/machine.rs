@@ -4,6 +4,7 @@
 //! save the polling, but the path of a Unix socket may have 108 bytes only, Bochs has none, and a file still holds
 //! the last words of an emulator that has died.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::os::unix::process::CommandExt;
@@ -21,6 +22,10 @@ use crate::progress;
 /// The pace of following; short against anything that a command on an emulated host does.
 const PACE: Duration = Duration::from_millis(10);
 
+/// How long a host may go without a sign of life once its command runs. `init.sh` gives one every few seconds of the
+/// host's time, of which one lasts up to a minute here if it is Bochs'.
+const STANDSTILL: Duration = Duration::from_mins(5);
+
 /// How much of a log a message repeats.
 const LAST_LINES: usize = 40;
 
@@ -28,7 +33,7 @@ const LAST_LINES: usize = 40;
 pub(super) const OUT: &str = "out";
 /// The command's standard error.
 pub(super) const ERR: &str = "err";
-/// What the host's init says about the command: `up SECONDS`, `exit STATUS`, `fail REASON`.
+/// What the host's init says about the command: `up SECONDS`, `alive`, `exit STATUS`, `fail REASON`.
 pub(super) const STATUS: &str = "status";
 /// The host kernel's messages.
 pub(super) const CONSOLE: &str = "console";
@@ -95,10 +100,10 @@ fn sweep(runs: &Path) -> std::io::Result<()> {
 }
 
 /// `command` such that it is killed when we are, even by SIGKILL.
-pub(super) fn bound_to_us(program: &str) -> Command {
+pub(super) fn bound_to_us(program: impl AsRef<OsStr>) -> Command {
     if is_installed("setpriv") {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", program]);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program);
         command
     } else {
         Command::new(program)
@@ -202,6 +207,8 @@ pub(super) fn supervise(
     let own = File::create(run.path().join(EMULATOR)).context("cannot create the emulator's log")?;
     emulator.stderr(own);
     let mut restore = None;
+    // Of the host's last sign of life.
+    let mut alive = None;
     match spec.input {
         // A group of its own, so that Ctrl-C reaches it through us only; who reads from a terminal cannot have one.
         Input::Nothing => {
@@ -221,6 +228,7 @@ pub(super) fn supervise(
         let ended = emulator.0.try_wait().context("cannot wait for the emulator")?;
         let mut said = Vec::new();
         words.follow(&mut |bytes| {
+            alive = Some(Instant::now());
             said.extend(status.push(bytes));
             Ok(())
         })?;
@@ -247,11 +255,14 @@ pub(super) fn supervise(
         if let Some(how) = ended {
             bail!("the host ended before the command in it did\n{}", logs(run, Some(how)));
         }
+        if alive.is_some_and(|alive| alive.elapsed() >= STANDSTILL) {
+            let silence = STANDSTILL.as_secs() / 60;
+            bail!("the {host} host stands still: no sign of life for {silence} minutes\n{}", logs(run, None));
+        }
         if started.elapsed() >= spec.timeout {
-            progress::note(format!("time limit: ended after {} s", spec.timeout.as_secs()));
-            if status.seen == 0 {
-                progress::note(format!("the host was not even up:\n{}", logs(run, None)));
-            }
+            let up = if status.seen == 0 { "; the host was not even up" } else { "" };
+            progress::note(format!("time limit: ended after {} s{up}", spec.timeout.as_secs()));
+            progress::note(logs(run, None));
             break Ending::TimedOut;
         }
         std::thread::sleep(PACE);

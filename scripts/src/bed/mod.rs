@@ -15,10 +15,12 @@
 //! | `LUCOS_IMAGES` | `/lucos/images` | guest kernels and images |
 //! | `LUCOS_SCRATCH` | `/scratch` | an empty disk, the working directory, thrown away at the end |
 //! | `LUCOS_OUT` | `/lucos/out` | the folder given with `--out`, for results |
+//! | `LUCOS_EMULATED` | | set on an emulated host only |
 
 mod amd;
 pub mod cli;
 mod detect;
+mod emulator;
 mod initramfs;
 mod intel;
 pub(crate) mod interrupt;
@@ -64,7 +66,7 @@ pub struct HostSpec {
     pub cpu: Option<Cpu>,
     /// Which kernel the host runs; asking for one always means an emulated host.
     pub kernel: Option<Series>,
-    /// Processors of an emulated host; `None` takes 1: see the two beds for why.
+    /// Processors of an emulated host; `None` takes 2 on AMD and 1 on Intel.
     pub smp: Option<u32>,
     /// Memory of an emulated host; `None` takes 4 GiB on AMD and 1 GiB on Intel.
     pub memory_mib: Option<u32>,

@@ -112,7 +112,7 @@ fn script(argv: &[OsString]) -> OsString {
         "export HOME=/root LANG=C.UTF-8 TERM=${TERM:-linux}\n\
          export PATH=/lucos/with:/lucos/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
          export LUCOS_BIN=/lucos/bin LUCOS_WITH=/lucos/with LUCOS_IMAGES=/lucos/images\n\
-         export LUCOS_OUT=/lucos/out LUCOS_SCRATCH=/scratch\n\
+         export LUCOS_OUT=/lucos/out LUCOS_SCRATCH=/scratch LUCOS_EMULATED=1\n\
          cd /scratch\n",
     );
     for name in PASSED_ON {

@@ -36,7 +36,7 @@ impl Report {
         self.suites.iter().map(|suite| suite.counts).sum()
     }
 
-    /// The table of suites, what was skipped and what was left out.
+    /// The table of suites, what was skipped, what was tried twice, and what was left out.
     pub(super) fn text(&self) -> String {
         let mut text = self.table();
         let skipped: Vec<_> = self.suites.iter().flat_map(|suite| &suite.skipped).collect();
@@ -44,6 +44,13 @@ impl Report {
             text.push_str("\nSkipped:\n");
             for each in skipped {
                 let _ = writeln!(text, "  {}: {}", each.test, each.why);
+            }
+        }
+        let second_tries: Vec<_> = self.suites.iter().flat_map(|suite| &suite.second_tries).collect();
+        if !second_tries.is_empty() {
+            text.push_str("\nPassed at the second try, on an emulated host:\n");
+            for each in second_tries {
+                let _ = writeln!(text, "  {each}");
             }
         }
         let left_out: Vec<_> = self.suites.iter().filter(|suite| !suite.left_out.is_empty()).collect();

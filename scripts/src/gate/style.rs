@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::cargo::cargo;
 use super::counts::Counts;
 use super::deadline::Deadline;
 use super::process::{self, Errors};
 use super::suite::Suite;
 use crate::cache::workspace_root;
+use crate::cargo::cargo;
 use crate::progress::{Step, note};
 use crate::tidy;
 

@@ -17,6 +17,8 @@ pub(super) struct Suite {
     pub(super) problem: Option<String>,
     /// Tests that could not run, each with the reason.
     pub(super) skipped: Vec<Skipped>,
+    /// Tests that failed and then passed, each with how it failed.
+    pub(super) second_tries: Vec<String>,
     /// What its runner says of tests that it was not asked for.
     pub(super) left_out: Vec<String>,
     /// All that it said.
@@ -54,6 +56,8 @@ impl Suite {
         let closing: Vec<Counts> = output.iter().filter_map(|line| Counts::of_closing_line(line)).collect();
         suite.counts = closing.iter().copied().sum();
         suite.skipped = output.iter().filter_map(|line| Skipped::parse(line)).collect();
+        let second = |line: &String| line.strip_prefix("SECOND TRY: ").map(str::to_owned);
+        suite.second_tries = output.iter().filter_map(second).collect();
         suite.left_out = left_out(&output);
         suite.output = output;
         suite.problem = match status {
@@ -136,6 +140,12 @@ mod tests {
         assert_eq!(suite.skipped, [Skipped { test: "a::b".into(), why: "no tap: EPERM".into() }]);
         let counted = judge("SKIPPED: a: b\n2 passed, 0 failed, 1 skipped", Some(0));
         assert_eq!(counted.counts, Counts { passed: 2, failed: 0, skipped: 1 });
+    }
+
+    #[test]
+    fn second_tries_are_kept() {
+        let suite = judge(&format!("{CLOSING}\nSECOND TRY: a::b: it hung"), Some(0));
+        assert_eq!(suite.second_tries, ["a::b: it hung"]);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use super::Outcome;
 use super::tree::Tree;
+use crate::cargo::cargo;
 use crate::command::run;
-use crate::gate::cargo::cargo;
 
 /// For each crate: those of ours it may depend on, and those of others' it must not.
 const RULES: [Rule; 4] = [

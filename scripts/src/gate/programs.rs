@@ -1,15 +1,14 @@
-//! What cargo builds, and where it puts it.
+//! The test programs, and where cargo puts them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use super::deadline::Deadline;
 use super::process::{self, Errors};
-use crate::cache::workspace_root;
+use crate::cargo::cargo;
 
 /// A test program made by cargo.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,20 +50,6 @@ struct Profile {
     test: bool,
 }
 
-/// This workspace's cargo, the one that runs us where there are more.
-pub(crate) fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace_root());
-    // `cargo run` tells the program it starts of its own package; another cargo need not know.
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
-            cargo.env_remove(&name);
-        }
-    }
-    cargo
-}
-
 /// Builds every program and every test program of the workspace; returns the test programs.
 pub(super) fn build(deadline: Deadline) -> Result<Vec<TestProgram>> {
     let mut programs = cargo();
@@ -80,15 +65,6 @@ pub(super) fn build(deadline: Deadline) -> Result<Vec<TestProgram>> {
         bail!("the tests do not build; cargo says why above");
     }
     test_programs(&built.lines)
-}
-
-/// Builds every program of the workspace, for a command that runs one.
-pub(crate) fn build_programs() -> Result<()> {
-    let status = cargo().args(["build", "--workspace", "--locked"]).status().context("cannot start cargo")?;
-    if !status.success() {
-        bail!("the workspace does not build; cargo says why above");
-    }
-    Ok(())
 }
 
 fn test_programs(lines: &[String]) -> Result<Vec<TestProgram>> {
