@@ -9,7 +9,7 @@ use xtask::bed::cli::KvmHost;
 use xtask::bench::{self, Bench};
 use xtask::cache::{Cache, workspace_root};
 use xtask::demo::{self, Demo};
-use xtask::gate::{self, Extent};
+use xtask::gate::{self, Extent, Only};
 use xtask::images;
 use xtask::kernels::{self, Flavour, Need, Series};
 use xtask::packages::{self, Group};
@@ -90,7 +90,10 @@ struct Test {
     /// Run the tests that take long, too, and all on every kernel of the hosts; keep the result in tests/RESULTS.md.
     #[arg(long)]
     full: bool,
-    /// The time limit for the whole run, downloads and builds included [default: 45, with --full 360].
+    /// Run only the suites whose names contain this, for example `kvm_pause`; may be repeated.
+    #[arg(long, value_name = "NAME", conflicts_with = "full")]
+    only: Vec<String>,
+    /// The time limit for the whole run, downloads and builds included [default: 75, with --full 360].
     #[arg(long, value_name = "MINUTES")]
     limit: Option<u64>,
 }
@@ -133,7 +136,7 @@ fn test(arguments: &Test) -> Result<ExitCode> {
         _ => Extent::Gate,
     };
     let limit = arguments.limit.map_or_else(|| extent.limit(), Duration::from_mins);
-    gate::run(extent, limit)
+    gate::run(extent, &Only(arguments.only.clone()), limit)
 }
 
 fn tidy() -> Result<ExitCode> {

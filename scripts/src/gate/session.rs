@@ -46,6 +46,9 @@ impl Session {
     /// When an emulated host itself dies, what it did not finish is run once more on another: that says nothing of the
     /// step under way, and less of those behind it.
     pub(super) fn run(&self, show: Show, deadline: Deadline) -> Result<Vec<Suite>> {
+        if self.steps.is_empty() {
+            return Ok(Vec::new());
+        }
         let (mut suites, why) = self.on_a_host(&self.steps, show, deadline)?;
         let rest = &self.steps[suites.len()..];
         let Some(first) = rest.first() else { return Ok(suites) };

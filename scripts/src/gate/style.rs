@@ -14,10 +14,13 @@ use crate::cargo::cargo;
 use crate::progress::{Step, note};
 use crate::tidy;
 
+/// Of the suite.
+pub(super) const NAME: &str = "style";
+
 /// Each check counts as one test.
 pub(super) fn check(deadline: Deadline) -> Result<Suite> {
     let started = Instant::now();
-    let mut suite = Suite { name: "style".into(), place: "here".into(), ..Suite::default() };
+    let mut suite = Suite { name: NAME.into(), place: "here".into(), ..Suite::default() };
     let mut fmt = cargo();
     fmt.args(["fmt", "--all", "--check"]);
     let mut clippy = cargo();
