@@ -39,6 +39,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::ValueEnum;
 
+use crate::cache::Cache;
 use crate::kernels::Series;
 
 /// Whose virtualisation extension a host has.
@@ -193,6 +194,11 @@ impl HostSpec {
             ),
         }
     }
+}
+
+/// Fetches the emulator that the AMD host needs and that is no package of this machine.
+pub(crate) fn prepare(cache: &Cache) -> Result<()> {
+    emulator::Emulator::fetch(cache).map(drop)
 }
 
 /// Runs `argv` on the host that `spec` asks for, handing every full line of its output to `on_line`.

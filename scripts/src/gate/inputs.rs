@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::bed::{Image, vmlinux};
+use crate::bed::{self, Image, vmlinux};
 use crate::cache::Cache;
 use crate::images;
 use crate::kernels::{self, Flavour, Need, Series};
@@ -29,8 +29,9 @@ pub(super) fn small() -> Result<Vec<Image>> {
     }
     list.push(image("tiny.img", images::tiny(&cache)?));
     list.push(image("tiny.cpio", images::tiny_cpio(&cache)?));
-    // The hosts' own: a session would make it, too, but in the time that is meant for tests.
+    // The hosts' own: a session would make them, too, but in the time that is meant for tests.
     images::host_root(&cache)?;
+    bed::prepare(&cache)?;
     step.done();
     Ok(list)
 }

@@ -209,6 +209,11 @@ impl KernelImage {
         self.memory_end
     }
 
+    /// Bytes that a bzImage unpacks itself into, at a place of its own choice (boot.rst, `init_size`).
+    pub fn unpacking(&self) -> Option<u64> {
+        (self.kind == KernelKind::BzImage).then_some(self.header.init_size.into())
+    }
+
     /// The longest command line it takes, in bytes without the NUL.
     pub fn max_cmdline(&self) -> usize {
         self.header.cmdline_size as usize

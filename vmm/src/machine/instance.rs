@@ -168,7 +168,7 @@ impl Instance {
         // The kernel's own memory is used at once and by every vCPU: huge pages before the first access.
         collapse_range(vm.ram().memory(), 0, kernel.memory_end());
         let entry = boot::load(vm.ram(), &source)?;
-        let huge_pages = HugePages::start(vm.ram().memory().clone())
+        let huge_pages = HugePages::start(vm.ram().memory().clone(), kernel.unpacking())
             .map_err(MachineError::host("start the huge-page thread"))?;
 
         // 4. vCPUs: from here on the guest runs.

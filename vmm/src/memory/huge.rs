@@ -2,12 +2,12 @@
 //!
 //! A memfd gets none by itself on most hosts (`shmem_enabled` is `never`), so a thread looks which 2 MiB
 //! ranges the guest has come to use and asks for each once (`MADV_COLLAPSE`, Linux 6.1). Ranges that the
-//! guest has not touched stay unallocated.
+//! guest has not touched stay unallocated, but for those that a kernel is about to unpack itself into.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -16,11 +16,21 @@ use crate::sys::HUGE_PAGE;
 
 /// Collapse a range once half of its base pages are in use: it never costs more than twice what was used.
 const MIN_RESIDENT: u16 = 256;
+/// From how many base pages on a range is one that a kernel unpacks itself into.
+const MIN_BEGUN: u16 = 16;
+/// Time between looks until that range is found, and when it is given up: KASLR is over in the first moments of a boot.
+const UNPACKING_WAIT: Duration = Duration::from_millis(20);
+const UNPACKING_LIMIT: Duration = Duration::from_secs(20);
 /// Time between looks: short while a guest boots, doubling up to half a minute when nothing changes.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// At most one part in so many of the thread's time is spent on looks, however large the guest is.
+const LOOK_SHARE: u32 = 10;
 /// Stack of the thread: one page list of 512 bytes.
 const STACK: usize = 64 << 10;
+
+/// How often a range that is about to be used is asked for.
+const COLLAPSE_TRIES: u32 = 3;
 
 /// Asks for huge pages for the ranges that overlap `start..end`, now; for memory that is about to be used.
 ///
@@ -33,7 +43,8 @@ pub fn collapse_range(memory: &GuestMemory, start: u64, end: u64) -> usize {
         let Ok(first) = usize::try_from(first) else { continue };
         let Ok(last) = usize::try_from(last) else { continue };
         for offset in (first / HUGE_PAGE * HUGE_PAGE..last).step_by(HUGE_PAGE) {
-            if region.protectable().collapse(offset).is_ok() {
+            // A page on its way to the lists of its processor is busy for a moment.
+            if (0..COLLAPSE_TRIES).any(|_| region.protectable().collapse(offset).is_ok()) {
                 collapsed += 1;
             }
         }
@@ -60,14 +71,19 @@ impl std::fmt::Debug for HugePages {
 }
 
 impl HugePages {
-    /// Starts to watch `memory`.
-    pub fn start(memory: GuestMemory) -> io::Result<Self> {
+    /// Starts to watch `memory`, which holds all that a guest starts with; its kernel will unpack itself into `unpacking`
+    /// bytes, or not at all.
+    ///
+    /// Where it does so is known to nobody before its first write there: KASLR draws the place. From there on all of it
+    /// will be written, with one exit for each base page, unless huge pages are there before the kernel gets to them.
+    pub fn start(memory: GuestMemory, unpacking: Option<u64>) -> io::Result<Self> {
+        let watch = Watch::new(memory, unpacking)?;
         let stop = Arc::new(Stop::default());
         let own = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("huge-pages".into())
             .stack_size(STACK)
-            .spawn(move || watch(&memory, &own))?;
+            .spawn(move || watch.run(&own))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -84,60 +100,110 @@ impl Drop for HugePages {
     }
 }
 
-fn watch(memory: &GuestMemory, stop: &Stop) {
-    // One flag for each 2 MiB of each region: collapsed, or refused for good.
-    let mut done: Vec<Vec<bool>> = memory
-        .iter()
-        .map(|region| vec![false; usize::try_from(region.len()).map_or(0, |len| len / HUGE_PAGE)])
-        .collect();
-    let mut wait = FIRST_WAIT;
-    loop {
-        let stopped = stop.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-        let (stopped, _) = stop
-            .changed
-            .wait_timeout_while(stopped, wait, |stopped| !*stopped)
-            .unwrap_or_else(PoisonError::into_inner);
-        if *stopped {
-            return;
-        }
-        drop(stopped);
-        match look(memory, &mut done, stop) {
-            Ok(0) => wait = (wait * 2).min(LONGEST_WAIT),
-            Ok(_) => wait = FIRST_WAIT,
-            Err(error) => {
-                tracing::info!("guest memory stays on 4 KiB pages: {error}");
-                return;
-            }
-        }
-    }
+/// What is known of one range of 2 MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Range {
+    /// Nobody had touched it when the guest started.
+    Fresh,
+    /// Something was loaded there for the guest.
+    Loaded,
+    /// Collapsed.
+    Huge,
 }
 
-/// One pass over all memory; returns how many ranges were collapsed.
-fn look(memory: &GuestMemory, done: &mut [Vec<bool>], stop: &Stop) -> io::Result<usize> {
-    let mut collapsed = 0;
-    for (region, done) in memory.iter().zip(done) {
-        for (index, done) in done.iter_mut().enumerate().filter(|(_, done)| !**done) {
-            if *stop.stopped.lock().unwrap_or_else(PoisonError::into_inner) {
-                return Ok(collapsed);
+/// What the thread knows.
+struct Watch {
+    memory: GuestMemory,
+    /// The ranges of each region.
+    ranges: Vec<Vec<Range>>,
+    /// Bytes that a kernel is about to unpack itself into.
+    unpacking: Option<u64>,
+}
+
+impl Watch {
+    /// Looks at what is there already.
+    fn new(memory: GuestMemory, unpacking: Option<u64>) -> io::Result<Self> {
+        let mut ranges = Vec::new();
+        for region in memory.iter() {
+            let mut counts = vec![0; usize::try_from(region.len()).map_or(0, |len| len / HUGE_PAGE)];
+            region.protectable().residency(0, &mut counts)?;
+            let state = |count| if count == 0 { Range::Fresh } else { Range::Loaded };
+            ranges.push(counts.into_iter().map(state).collect());
+        }
+        Ok(Self { memory, ranges, unpacking })
+    }
+
+    fn run(mut self, stop: &Stop) {
+        let begin = Instant::now();
+        let (mut wait, mut took) = (FIRST_WAIT, Duration::ZERO);
+        loop {
+            let wanted = if self.unpacking.is_some() { UNPACKING_WAIT } else { wait };
+            let wanted = wanted.max(took * LOOK_SHARE);
+            let stopped = stop.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+            let (stopped, _) = stop
+                .changed
+                .wait_timeout_while(stopped, wanted, |stopped| !*stopped)
+                .unwrap_or_else(PoisonError::into_inner);
+            if *stopped {
+                return;
             }
-            let mut resident = [0];
-            region.protectable().residency(index * HUGE_PAGE, &mut resident)?;
-            if resident[0] < MIN_RESIDENT {
-                continue;
-            }
-            match region.protectable().collapse(index * HUGE_PAGE) {
-                Ok(()) => {
-                    *done = true;
-                    collapsed += 1;
+            drop(stopped);
+            let look = Instant::now();
+            match self.look(stop) {
+                Ok(0) => wait = (wait * 2).min(LONGEST_WAIT),
+                Ok(_) => wait = FIRST_WAIT,
+                Err(error) => {
+                    tracing::info!("guest memory stays on 4 KiB pages: {error}");
+                    return;
                 }
-                // Out of huge pages, or a page of the range was busy: try again at a later look.
-                Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)) => {}
-                Err(error) => return Err(error),
+            }
+            took = look.elapsed();
+            if begin.elapsed() > UNPACKING_LIMIT {
+                self.unpacking = None;
             }
         }
     }
-    Ok(collapsed)
+
+    /// One pass over all memory; returns how many ranges were collapsed.
+    fn look(&mut self, stop: &Stop) -> io::Result<usize> {
+        let mut collapsed = 0;
+        for (region, ranges) in self.memory.iter().zip(&mut self.ranges) {
+            let mapping = region.protectable();
+            for (index, range) in ranges.iter_mut().enumerate().filter(|(_, range)| **range != Range::Huge) {
+                if *stop.stopped.lock().unwrap_or_else(PoisonError::into_inner) {
+                    return Ok(collapsed);
+                }
+                let offset = index * HUGE_PAGE;
+                let mut resident = [0];
+                mapping.residency(offset, &mut resident)?;
+                if *range == Range::Fresh
+                    && resident[0] >= MIN_BEGUN
+                    && let Some(len) = self.unpacking.take()
+                {
+                    // The range itself is busy: the guest fills it.
+                    let address = region.start_addr().0 + offset as u64;
+                    collapsed += collapse_range(&self.memory, address + HUGE_PAGE as u64, address + len);
+                }
+                if resident[0] < MIN_RESIDENT {
+                    continue;
+                }
+                match mapping.collapse(offset) {
+                    Ok(()) => {
+                        *range = Range::Huge;
+                        collapsed += 1;
+                    }
+                    // Out of huge pages, or a page of the range was busy: try again at a later look.
+                    Err(error)
+                        if matches!(
+                            error.raw_os_error(),
+                            Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)
+                        ) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(collapsed)
+    }
 }
 
 #[cfg(test)]
@@ -165,10 +231,31 @@ mod tests {
             ram.memory().write_obj(1_u8, GuestAddress((2 << 20) + page * 4096)).unwrap();
         }
         ram.memory().write_obj(1_u8, GuestAddress(4 << 20)).unwrap();
-        let mut done = vec![vec![false; 4]];
+        let mut watch = Watch::new(ram.memory().clone(), None).unwrap();
         // A host without MADV_COLLAPSE fails here, and then nothing may be marked.
-        let result = look(ram.memory(), &mut done, &Stop::default());
-        let expected = if result.is_ok() { [false, true, false, false] } else { [false; 4] };
-        assert_eq!(done[0], expected);
+        let result = watch.look(&Stop::default());
+        let huge = if result.is_ok() { Range::Huge } else { Range::Loaded };
+        assert_eq!(watch.ranges[0], [Range::Fresh, huge, Range::Loaded, Range::Fresh]);
+    }
+
+    #[test]
+    fn what_a_kernel_unpacks_into_is_collapsed_ahead_of_it() {
+        let ram = GuestRam::new(12 << 20).unwrap();
+        let touch = |address: u64| {
+            for page in 0..20 {
+                ram.memory().write_obj(1_u8, GuestAddress(address + page * 4096)).unwrap();
+            }
+        };
+        // What the boot loader left is no sign of it.
+        touch(0);
+        let mut watch = Watch::new(ram.memory().clone(), Some(5 << 20)).unwrap();
+        touch(4 << 20);
+        watch.look(&Stop::default()).unwrap();
+        let mut resident = [0; 6];
+        ram.regions().next().unwrap().protectable().residency(0, &mut resident).unwrap();
+        // A host without MADV_COLLAPSE leaves one page where it was asked.
+        let ahead = if resident[3] > 1 { 512 } else { 1 };
+        assert_eq!(resident, [20, 0, 20, ahead, ahead, 0]);
+        assert_eq!(watch.unpacking, None, "it is done once");
     }
 }
