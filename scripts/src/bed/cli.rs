@@ -36,7 +36,7 @@ pub struct KvmHost {
     /// The kernel of the host; asking for one always makes an emulated host [default: 6.1].
     #[arg(long, value_name = "SERIES")]
     host_kernel: Option<Series>,
-    /// Processors of an emulated host [default: AMD 2, Intel 1].
+    /// Processors of an emulated host; more than 1 make the AMD host unreliable [default: 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     smp: Option<u32>,
     /// Memory of an emulated host in MiB [default: AMD 4096, Intel 1024].

@@ -1,8 +1,7 @@
 //! QEMU, as Debian 13 has it, in a folder of its own.
 //!
-//! Debian 12's QEMU 7.2 does not do for a KVM host: with two processors the host stops now and then or panics in KVM's
-//! run path, and a guest's XSETBV never reaches KVM (the intercept came with QEMU 8.2), so that guests warn at boot.
-//! A machine's own QEMU may be any. This one is the same everywhere, and nothing of it is installed: its programs run
+//! A machine's own QEMU may be any; Debian 12's 7.2 never lets KVM see a guest's XSETBV (the intercept came with 8.2), and
+//! guests have stood still on it. This one is the same everywhere, and nothing of it is installed: its programs run
 //! with their own C library, by its loader (ld.so(8)).
 
 use std::ffi::OsString;

@@ -67,7 +67,7 @@ pub struct HostSpec {
     pub cpu: Option<Cpu>,
     /// Which kernel the host runs; asking for one always means an emulated host.
     pub kernel: Option<Series>,
-    /// Processors of an emulated host; `None` takes 2 on AMD and 1 on Intel.
+    /// Processors of an emulated host; `None` takes 1: see the two beds for why.
     pub smp: Option<u32>,
     /// Memory of an emulated host; `None` takes 4 GiB on AMD and 1 GiB on Intel.
     pub memory_mib: Option<u32>,
