@@ -31,11 +31,14 @@ const fn requirement(package: &'static str, program: &'static str) -> Requiremen
     Requirement { package, program }
 }
 
-const IMAGES: [Requirement; 4] = [
+const IMAGES: [Requirement; 6] = [
     requirement("mmdebstrap", "mmdebstrap"),
     requirement("e2fsprogs", "mke2fs"),
     requirement("kmod", "depmod"),
+    // Kernels and modules are packed in three ways.
     requirement("xz-utils", "xz"),
+    requirement("lz4", "lz4"),
+    requirement("zstd", "zstd"),
 ];
 
 /// Without root, owners and device nodes of the images are kept by fakeroot, and mmdebstrap needs a user namespace.

@@ -11,7 +11,7 @@ pub(crate) const BOOT: Duration = Duration::from_mins(2);
 pub(crate) const INITRAMFS_BOOT: Duration = Duration::from_mins(8);
 /// The full Debian guest to its login prompt: systemd starts some forty units.
 pub(crate) const DEBIAN_BOOT: Duration = Duration::from_mins(6);
-/// Bochs runs a nested guest some ten times slower than QEMU does.
+/// Bochs interprets the guest and the host below it, at a tenth of QEMU's speed or less.
 pub(crate) const INTEL_BOOT: Duration = Duration::from_mins(40);
 /// A command in the guest's shell.
 pub(crate) const COMMAND: Duration = Duration::from_mins(1);

@@ -21,7 +21,7 @@ pub(crate) enum Tier {
     Gate,
     /// In the long run that covers every kernel, with all tests of the gate.
     Full,
-    /// In the emulated Intel host, where a guest's boot takes most of half an hour.
+    /// In the emulated Intel host, which interprets every instruction.
     Intel,
 }
 
@@ -77,7 +77,7 @@ impl Test {
 /// Run the system tests on this KVM host
 #[derive(Debug, Parser)]
 #[command(name = "lucos-tests", version)]
-#[command(after_help = "The test bed runs it: cargo xtask kvm-host -- lucos-tests --tier gate")]
+#[command(after_help = "The gate runs it. By hand: cargo xtask kvm-host -- lucos-tests pause::")]
 struct Line {
     /// Which tests to run; `full` includes those of `gate`
     #[arg(long, default_value = "gate")]

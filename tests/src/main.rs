@@ -14,7 +14,8 @@
 //! | [`harness`] | tiers, filters and the report |
 //! | [`cases`] | the tests |
 //!
-//! A test that fails shows the end of the console of each guest it started; all consoles are kept in `LUCOS_OUT`.
+//! A test that fails shows the end of the console of each guest it started; all consoles are left in `LUCOS_OUT`,
+//! which `cargo xtask kvm-host --out FOLDER` brings out of the host.
 
 mod cases;
 mod deadlines;

@@ -9,6 +9,11 @@
 //! | [`client`] | `lucos`, the client of the control API |
 //! | [`config`] | the machine to run: flags and TOML to one validated `MachineSpec` |
 //! | [`control`] | the control API: HTTP and JSON on a Unix socket |
+//! | [`machine`] | a machine from its description to its end |
+//! | [`boot`] | kernel images, and what a boot loader leaves in memory |
+//! | [`vcpu`] | vCPU threads, their exits and pauses, the guest's processor |
+//! | [`console`] | the host's ends of the serial ports |
+//! | [`socket`] | Unix sockets: made for their owner, replaced when nobody listens |
 //! | [`doctor`] | what this host can run, and what to do about what is missing |
 //! | [`sys`] | every `unsafe` block: mappings and the ioctls the libraries lack |
 //! | [`memory`] | guest RAM (two mappings of one memfd) and the gate that devices write through |

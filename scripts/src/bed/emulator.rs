@@ -1,7 +1,7 @@
 //! QEMU, as Debian 13 has it, in a folder of its own.
 //!
 //! A machine's own QEMU may be any; Debian 12's 7.2 never lets KVM see a guest's XSETBV (the intercept came with 8.2), and
-//! guests have stood still on it. This one is the same everywhere, and nothing of it is installed: its programs run
+//! guests have stood still on it. This one is Debian 13's on every machine, and nothing of it is installed: it runs
 //! with their own C library, by its loader (ld.so(8)).
 
 use std::ffi::OsString;

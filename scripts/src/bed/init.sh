@@ -25,7 +25,7 @@ load /bed/order
 case $MACHINE in
   amd) out=$(echo /dev/vport*p1) err=$(echo /dev/vport*p2) status=$(echo /dev/vport*p3)
        root=/dev/vda scratch=/dev/vdb beat=5 ;;
-  intel) out=/dev/ttyS1 err=/dev/ttyS2 status=/dev/ttyS3 root=/dev/sda scratch=/dev/sdb
+  intel) out=/dev/ttyS1 err=/dev/ttyS2 status=/dev/ttyS3 root=/dev/sda scratch=/dev/sdb beat=1
        for port in $out $err $status; do stty -F $port raw -echo 115200; done ;;
 esac
 # Each kind of port refuses or flushes on a second opening: keep them open.

@@ -94,7 +94,9 @@ fn prepare(spec: &HostSpec, argv: &[OsString], folder: &RunFolder) -> Result<Com
         None => place("out")?,
     };
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    let paths = [with.clone(), bin.clone()].into_iter().chain(std::env::split_paths(&paths));
+    // Debian gives a plain user no sbin, where e2fsck and ip are.
+    let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(Into::into);
+    let paths = [with.clone(), bin.clone()].into_iter().chain(std::env::split_paths(&paths)).chain(sbin);
     let paths = std::env::join_paths(paths).context("a folder's name cannot be part of PATH")?;
     let (program, arguments) = argv.split_first().context("there is no command to run")?;
     let mut command = Command::new(program);

@@ -22,9 +22,12 @@ use crate::progress;
 /// The pace of following; short against anything that a command on an emulated host does.
 const PACE: Duration = Duration::from_millis(10);
 
-/// How long a host may go without a sign of life once its command runs. `init.sh` gives one every few seconds of the
-/// host's time, of which one lasts up to a minute here if it is Bochs'.
+/// How long a host may go without a sign of life, the first of which is that it is up. `init.sh` gives one every few
+/// seconds of the host's time, of which one lasts up to a minute here if it is Bochs'.
 const STANDSTILL: Duration = Duration::from_mins(5);
+
+/// The most that one look counts for: we may be stopped ourselves, or wait for whoever takes the command's output.
+const MOST_PER_LOOK: Duration = Duration::from_secs(1);
 
 /// How much of a log a message repeats.
 const LAST_LINES: usize = 40;
@@ -207,8 +210,6 @@ pub(super) fn supervise(
     let own = File::create(run.path().join(EMULATOR)).context("cannot create the emulator's log")?;
     emulator.stderr(own);
     let mut restore = None;
-    // Of the host's last sign of life.
-    let mut alive = None;
     match spec.input {
         // A group of its own, so that Ctrl-C reaches it through us only; who reads from a terminal cannot have one.
         Input::Nothing => {
@@ -223,57 +224,68 @@ pub(super) fn supervise(
     let child = emulator.spawn().with_context(|| format!("cannot start {name}"))?;
     let mut emulator = Emulator(child);
 
-    let ending = loop {
-        // Asked before the channels are read: what an ended emulator has written is then read in full.
-        let ended = emulator.0.try_wait().context("cannot wait for the emulator")?;
-        let mut said = Vec::new();
-        words.follow(&mut |bytes| {
-            alive = Some(Instant::now());
-            said.extend(status.push(bytes));
-            Ok(())
-        })?;
-        out.follow(&mut |bytes| sink(Stream::Out, bytes)).context("cannot pass on the command's output")?;
-        err.follow(&mut |bytes| sink(Stream::Err, bytes)).context("cannot pass on the command's errors")?;
+    let (mut silence, mut last_look) = (Duration::ZERO, Instant::now());
+    let mut watch = || -> Result<Ending> {
+        loop {
+            // Asked before the channels are read: what an ended emulator has written is then read in full.
+            let ended = emulator.0.try_wait().context("cannot wait for the emulator")?;
+            let mut said = Vec::new();
+            words.follow(&mut |bytes| {
+                silence = Duration::ZERO;
+                said.extend(status.push(bytes));
+                Ok(())
+            })?;
+            out.follow(&mut |bytes| sink(Stream::Out, bytes))
+                .context("cannot pass on the command's output")?;
+            err.follow(&mut |bytes| sink(Stream::Err, bytes))
+                .context("cannot pass on the command's errors")?;
 
-        let mut last = None;
-        for word in said {
-            match word {
-                Word::Up(uptime) => progress::note(format!(
-                    "the {host} host is up after {:.1} s ({uptime} s by its own clock)",
-                    started.elapsed().as_secs_f64()
-                )),
-                Word::Exit(code) => last = Some(Ending::Exited(code)),
-                Word::Fail(why) => bail!("the host does not start: {why}\n{}", logs(run, ended)),
+            let mut last = None;
+            for word in said {
+                match word {
+                    Word::Up(uptime) => progress::note(format!(
+                        "the {host} host is up after {:.1} s ({uptime} s by its own clock)",
+                        started.elapsed().as_secs_f64()
+                    )),
+                    Word::Exit(code) => last = Some(Ending::Exited(code)),
+                    Word::Fail(why) => bail!("the host does not start: {why}\n{}", logs(run, ended)),
+                }
             }
+            if let Some(ending) = last {
+                return Ok(ending);
+            }
+            if interrupt::requested() {
+                return Ok(Ending::Interrupted);
+            }
+            if let Some(how) = ended {
+                bail!("the host ended before the command in it did\n{}", logs(run, Some(how)));
+            }
+            silence += last_look.elapsed().min(MOST_PER_LOOK);
+            last_look = Instant::now();
+            if silence >= STANDSTILL {
+                let silence = STANDSTILL.as_secs() / 60;
+                bail!(
+                    "the {host} host stands still: no sign of life for {silence} minutes\n{}",
+                    logs(run, None)
+                );
+            }
+            if started.elapsed() >= spec.timeout {
+                let up = if status.seen == 0 { "; the host was not even up" } else { "" };
+                progress::note(format!("time limit: ended after {} s{up}", spec.timeout.as_secs()));
+                progress::note(logs(run, None));
+                return Ok(Ending::TimedOut);
+            }
+            std::thread::sleep(PACE);
         }
-        if let Some(ending) = last {
-            break ending;
-        }
-        if interrupt::requested() {
-            break Ending::Interrupted;
-        }
-        if let Some(how) = ended {
-            bail!("the host ended before the command in it did\n{}", logs(run, Some(how)));
-        }
-        if alive.is_some_and(|alive| alive.elapsed() >= STANDSTILL) {
-            let silence = STANDSTILL.as_secs() / 60;
-            bail!("the {host} host stands still: no sign of life for {silence} minutes\n{}", logs(run, None));
-        }
-        if started.elapsed() >= spec.timeout {
-            let up = if status.seen == 0 { "; the host was not even up" } else { "" };
-            progress::note(format!("time limit: ended after {} s{up}", spec.timeout.as_secs()));
-            progress::note(logs(run, None));
-            break Ending::TimedOut;
-        }
-        std::thread::sleep(PACE);
     };
+    let ending = watch();
     drop(emulator);
     drop(restore);
     if let Some(place) = &spec.console {
         fs::copy(run.path().join(CONSOLE), place)
             .with_context(|| format!("cannot keep the host's console in {}", place.display()))?;
     }
-    Ok(ending)
+    ending
 }
 
 /// The last words of the host's kernel and of the emulator, for an error message.

@@ -48,7 +48,7 @@ impl Report {
         }
         let second_tries: Vec<_> = self.suites.iter().flat_map(|suite| &suite.second_tries).collect();
         if !second_tries.is_empty() {
-            text.push_str("\nPassed at the second try, on an emulated host:\n");
+            text.push_str("\nTried a second time, on an emulated host:\n");
             for each in second_tries {
                 let _ = writeln!(text, "  {each}");
             }

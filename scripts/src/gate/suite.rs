@@ -17,7 +17,7 @@ pub(super) struct Suite {
     pub(super) problem: Option<String>,
     /// Tests that could not run, each with the reason.
     pub(super) skipped: Vec<Skipped>,
-    /// Tests that failed and then passed, each with how it failed.
+    /// Tests that were tried a second time, each with how it failed the first time.
     pub(super) second_tries: Vec<String>,
     /// What its runner says of tests that it was not asked for.
     pub(super) left_out: Vec<String>,

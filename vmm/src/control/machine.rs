@@ -49,7 +49,7 @@ pub enum ControlError {
         /// Which vCPU or device held out.
         holder: String,
     },
-    /// The host or the VMM failed.
-    #[error("{0}")]
-    Failed(String),
+    /// The guest's ACPI driver has not enabled the power button.
+    #[error("the guest does not listen to its power button (yet): its ACPI driver has not enabled it")]
+    NobodyListens,
 }

@@ -61,9 +61,9 @@ impl From<ControlError> for Refusal {
     fn from(error: ControlError) -> Self {
         let message = error.to_string();
         let (status, code, next_step) = match error {
-            ControlError::WrongState { needed: MachineState::Paused, .. } => {
-                (StatusCode::CONFLICT, "wrong_state", "pause it first, with PUT /api/v1/vm.pause")
-            }
+            ControlError::WrongState {
+                needed: MachineState::Paused, found: MachineState::Running, ..
+            } => (StatusCode::CONFLICT, "wrong_state", "pause it first, with PUT /api/v1/vm.pause"),
             ControlError::WrongState { found: MachineState::Paused, .. } => {
                 (StatusCode::CONFLICT, "wrong_state", "resume it first, with PUT /api/v1/vm.resume")
             }
@@ -78,7 +78,11 @@ impl From<ControlError> for Refusal {
             ControlError::TimedOut { .. } => {
                 (StatusCode::GATEWAY_TIMEOUT, "timed_out", "ask again; if it stays so, look at the VMM's log")
             }
-            ControlError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "failed", "look at the VMM's log"),
+            ControlError::NobodyListens => (
+                StatusCode::CONFLICT,
+                "nobody_listens",
+                "ask again when the guest has booted, or end the VMM with PUT /api/v1/vmm.shutdown",
+            ),
         };
         Self::new(status, code, message, next_step)
     }

@@ -196,7 +196,7 @@ async fn vm_resume(State(api): State<Api>) -> Result<Json<ResumeReport>, Refusal
 /// The guest decides what it does; a stock Debian powers itself off. The machine must be running.
 #[utoipa::path(put, path = "/api/v1/vm.power-button", tag = "vm", responses(
     (status = 202, body = Accepted),
-    (status = 409, description = "The machine is not running", body = ApiError),
+    (status = 409, description = "The machine is not running, or its guest does not listen", body = ApiError),
 ))]
 async fn vm_power_button(State(api): State<Api>) -> Result<impl IntoResponse, Refusal> {
     api.act(|machine| machine.power_button()).await?;

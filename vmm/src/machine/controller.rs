@@ -138,13 +138,7 @@ impl MachineControl for Controller {
     fn power_button(&self) -> Result<(), ControlError> {
         let _operation = self.operation.lock().unwrap_or_else(PoisonError::into_inner);
         let instance = self.instance_in(MachineState::Running, "vm.power-button")?;
-        if instance.press_power_button() {
-            Ok(())
-        } else {
-            let what =
-                "the guest does not listen to its power button (yet): its ACPI driver has not enabled it";
-            Err(ControlError::Failed(what.into()))
-        }
+        if instance.press_power_button() { Ok(()) } else { Err(ControlError::NobodyListens) }
     }
 
     fn shutdown(&self) {

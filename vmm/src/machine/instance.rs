@@ -168,7 +168,10 @@ impl Instance {
         // The kernel's own memory is used at once and by every vCPU: huge pages before the first access.
         collapse_range(vm.ram().memory(), 0, kernel.memory_end());
         let entry = boot::load(vm.ram(), &source)?;
-        let huge_pages = HugePages::start(vm.ram().memory().clone(), kernel.unpacking())
+        // Without KASLR it unpacks itself to where it was loaded, which consists of huge pages already.
+        let elsewhere = !cmdline.split_whitespace().any(|word| word == "nokaslr");
+        let unpacking = kernel.unpacking().filter(|_| elsewhere);
+        let huge_pages = HugePages::start(vm.ram().memory().clone(), unpacking)
             .map_err(MachineError::host("start the huge-page thread"))?;
 
         // 4. vCPUs: from here on the guest runs.

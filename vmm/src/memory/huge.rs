@@ -138,7 +138,7 @@ impl Watch {
         let (mut wait, mut took) = (FIRST_WAIT, Duration::ZERO);
         loop {
             let wanted = if self.unpacking.is_some() { UNPACKING_WAIT } else { wait };
-            let wanted = wanted.max(took * LOOK_SHARE);
+            let wanted = wanted.max((took * LOOK_SHARE).min(LONGEST_WAIT));
             let stopped = stop.stopped.lock().unwrap_or_else(PoisonError::into_inner);
             let (stopped, _) = stop
                 .changed
@@ -150,6 +150,7 @@ impl Watch {
             drop(stopped);
             let look = Instant::now();
             match self.look(stop) {
+                Ok(0) if self.unpacking.is_some() => {}
                 Ok(0) => wait = (wait * 2).min(LONGEST_WAIT),
                 Ok(_) => wait = FIRST_WAIT,
                 Err(error) => {
