@@ -20,6 +20,7 @@ use super::prp;
 use super::queue::{Fault, SubmissionQueue};
 use super::shared::Shared;
 use super::spec::{ALL_NAMESPACES, BLOCK_SHIFT, Command, MAX_TRANSFER, NAMESPACE, Status, io_opcode};
+use crate::device::STACK;
 use crate::memory::GuestMemory;
 
 /// Most commands in one batch, and most bytes before it ends.
@@ -53,8 +54,10 @@ impl Worker {
         let stop = Arc::new(AtomicBool::new(false));
         let queue = sq.id();
         let mut server = Server { shared: Arc::clone(shared), sq, stop: Arc::clone(&stop) };
-        let thread =
-            thread::Builder::new().name(format!("nvme-queue-{queue}")).spawn(move || server.run())?;
+        let thread = thread::Builder::new()
+            .name(format!("nvme-queue-{queue}"))
+            .stack_size(STACK)
+            .spawn(move || server.run())?;
         Ok(Self { queue, completions, stop, thread })
     }
 

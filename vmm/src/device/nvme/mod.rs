@@ -40,6 +40,7 @@ use self::admin::Admin;
 use self::regs::Order;
 use self::shared::Shared;
 use super::pci::{ConfigSpace, Identity, MsiSender, Msix, PciDevice};
+use crate::device::STACK;
 use crate::memory::DeviceMemory;
 
 /// A vendor ID that the PCI-SIG has given to nobody ("lu"): Linux binds by class, and no quirk meant for
@@ -121,7 +122,7 @@ impl NvmeController {
         let shared = Arc::new(Shared::new(disk.into(), serial.to_owned(), queues, memory, Arc::clone(&msix)));
         let thread = {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name("nvme-admin".into()).spawn(move || run(&shared))
+            thread::Builder::new().name("nvme-admin".into()).stack_size(STACK).spawn(move || run(&shared))
         };
         let thread = thread
             .map_err(|source| NvmeError::Thread { disk: shared.disk.path().display().to_string(), source })?;

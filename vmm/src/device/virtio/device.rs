@@ -15,6 +15,7 @@ use super::interrupts::Interrupts;
 use super::ring::Ring;
 use super::shared::Shared;
 use super::worker::Worker;
+use crate::device::STACK;
 use crate::device::pci::{ConfigSpace, Identity, MsiSender, Msix, PciDevice};
 use crate::memory::DeviceMemory;
 
@@ -91,6 +92,7 @@ impl<C> VirtioDevice<C> {
         let worker = Worker::new(name, Arc::clone(&shared), device, alive).map_err(wait)?;
         thread::Builder::new()
             .name(name.to_owned())
+            .stack_size(STACK)
             .spawn(move || worker.run())
             .map_err(|source| VirtioError::Thread { device: name, source })?;
         Ok(Arc::new(Self {
