@@ -5,6 +5,7 @@
 
 mod sources;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use sources::BACKPORTS;
 pub use sources::{EMULATOR_SUITE, Mirrors, SUITE};
 
 use crate::cache::{Cache, Lock, write_atomically};
@@ -186,6 +188,10 @@ impl Archive {
              APT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\nAPT::Sandbox::User \"\";\n\
              APT::Update::Error-Mode \"any\";\nAcquire::Languages {{ \"none\"; }};\n"
         );
+        // Nobody gets backports without asking for them (apt_preferences(5): NotAutomatic).
+        if self.suite.ends_with(BACKPORTS) {
+            let _ = writeln!(text, "APT::Default-Release \"{}\";", self.suite);
+        }
         for option in &self.acquire {
             text.push_str(option);
             text.push('\n');

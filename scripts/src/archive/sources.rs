@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 /// The release that the test bed's kernels and images come from, whatever the machine itself runs.
 pub const SUITE: &str = "bookworm";
-/// The release that the AMD host's emulator comes from.
-pub const EMULATOR_SUITE: &str = "trixie";
+/// Where the AMD host's emulator comes from.
+pub const EMULATOR_SUITE: &str = "trixie-backports";
+/// The ending of a suite that holds newer packages for the release it is named after.
+pub(super) const BACKPORTS: &str = "-backports";
 
 /// The names by which a main Debian archive can stand in a machine's sources.
 const DEBIAN_SUITES: [&str; 11] = [
@@ -65,15 +67,20 @@ impl Mirrors {
         choose(&sources, Path::is_file)
     }
 
-    /// The text of a `sources.list` for a suite, its updates and its security fixes.
+    /// The text of a `sources.list` for a release, its updates and its security fixes, and its backports if `suite` is
+    /// what they are called.
     pub fn sources_list(&self, suite: &str) -> String {
+        let release = suite.strip_suffix(BACKPORTS).unwrap_or(suite);
         let keyring =
             self.keyring.as_ref().map(|path| format!(" signed-by={}", path.display())).unwrap_or_default();
         let line = |uri: &str, suite: String| format!("deb [arch=amd64{keyring}] {uri} {suite} main\n");
-        let mut text = line(&self.main, suite.to_owned());
-        text.push_str(&line(&self.main, format!("{suite}-updates")));
+        let mut text = line(&self.main, release.to_owned());
+        text.push_str(&line(&self.main, format!("{release}-updates")));
         if let Some(security) = &self.security {
-            text.push_str(&line(security, format!("{suite}-security")));
+            text.push_str(&line(security, format!("{release}-security")));
+        }
+        if release != suite {
+            text.push_str(&line(&self.main, suite.to_owned()));
         }
         text
     }
@@ -258,7 +265,7 @@ Enabled: no
     }
 
     #[test]
-    fn the_list_names_the_three_suites() {
+    fn the_list_names_the_suites_of_a_release() {
         let mirrors = Mirrors { main: "m".into(), security: Some("s".into()), keyring: Some("/k".into()) };
         assert_eq!(
             mirrors.sources_list(SUITE),
@@ -266,5 +273,8 @@ Enabled: no
              deb [arch=amd64 signed-by=/k] m bookworm-updates main\n\
              deb [arch=amd64 signed-by=/k] s bookworm-security main\n"
         );
+        let backports = mirrors.sources_list("trixie-backports");
+        let suites: Vec<_> = backports.lines().map(|line| line.split(' ').nth(4).unwrap()).collect();
+        assert_eq!(suites, ["trixie", "trixie-updates", "trixie-security", "trixie-backports"]);
     }
 }

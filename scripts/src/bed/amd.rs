@@ -22,9 +22,9 @@ use crate::packages::{self, Group};
 use crate::progress;
 
 const MEMORY_MIB: u32 = 4096;
-/// One: with two, which QEMU runs in a thread each, about one boot in ten of any VMM's guests ended in a stack that
-/// repeated exceptions had filled, and now and then the host's own did (QEMU 7.2 and 10.0 alike); with one, none of
-/// forty boots. In one thread together they are too slow. Guests have as many vCPUs as they like, which share it.
+/// One: with two, which QEMU runs in a thread each, guests of any VMM fall over now and then, in a triple fault or a
+/// stack that repeated exceptions have filled: one boot in ten with QEMU 7.2 and 10.0, one in forty with 11.1. With one,
+/// none of a hundred. In one thread together they are too slow. Guests have as many vCPUs as they like, which share it.
 const PROCESSORS: u32 = 1;
 /// Sparse: it costs only what is written to it.
 const SCRATCH_GIB: u64 = 16;

@@ -1,8 +1,10 @@
-//! QEMU, as Debian 13 has it, in a folder of its own.
+//! A QEMU for the AMD host, in a folder of its own.
 //!
-//! A machine's own QEMU may be any; Debian 12's 7.2 never lets KVM see a guest's XSETBV (the intercept came with 8.2), and
-//! guests have stood still on it. This one is Debian 13's on every machine, and nothing of it is installed: it runs
-//! with their own C library, by its loader (ld.so(8)).
+//! A machine's own QEMU may be any, and those of Debian's releases are no good here. 7.2 never lets KVM see a guest's XSETBV
+//! (the intercept came with 8.2). In 10.0 too, VMRUN and #VMEXIT change the processor's pending interrupts without a lock
+//! or an atomic operation (`target/i386/tcg/system/svm_helper.c`), and so now and then undo what a timer has just set: the
+//! host halts with an interrupt pending in its APIC, and stands still until another one comes. This QEMU is the same on
+//! every machine, and nothing of it is installed: it runs with its own C library, by that one's loader (ld.so(8)).
 
 use std::ffi::OsString;
 use std::path::PathBuf;
