@@ -37,10 +37,11 @@ tell "fact boot $(took "$start")"
 type root
 await 'lucos-guest:~#' 'shell'
 for command in 'uname -a' 'grep PRETTY /etc/os-release' 'lsblk -o NAME,SIZE,MODEL,FSTYPE,MOUNTPOINT' \
-    'echo "$(nproc) vCPUs, failed units: $(systemctl --failed --no-legend | wc -l)"' 'echo do''ne'; do
+    'echo "$(nproc) vCPUs, failed units: $(systemctl --failed --no-legend | wc -l)"' "echo that is a''ll"; do
     type "$command"
 done
-await '^done' 'answer from the shell'
+# The echo of what was typed is not the answer.
+await 'that is all' 'answer from the shell'
 
 pressed=$(now)
 lucos --api-socket vm.sock power-button > button 2>&1 || give_up "the power button does not work: $(cat button)"
