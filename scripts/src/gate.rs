@@ -3,6 +3,7 @@
 //! | where | what |
 //! |---|---|
 //! | here | formatting, lints, [`crate::tidy`]; unit and integration tests that need no KVM |
+//! | here, with Debian's kernels at hand | tests that read kernel images (`images_*.rs`) |
 //! | AMD host, one session | tests of the VMM on tiny guests (`vmm/tests/kvm_*.rs`), then the system tests |
 //! | Intel host, beside all that | the system tests that an interpreter gets through |
 //!
@@ -19,11 +20,13 @@ mod session;
 mod style;
 mod suite;
 
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
 use crate::bed::{self, Cpu, HostSpec, Image};
 use crate::cargo::cargo;
@@ -101,7 +104,7 @@ pub fn run(extent: Extent, only: &Only, limit: Duration) -> Result<ExitCode> {
         println!("Not run: suites without {} in their names.", only.0.join(" or "));
     }
     match extent {
-        Extent::Here => println!("Not run: everything that needs a KVM host."),
+        Extent::Here => println!("Not run: everything that needs a KVM host or kernel images."),
         Extent::Gate => {
             println!(
                 "Not run: host kernels other than the default, and tests of tier full; {}.",
@@ -149,6 +152,7 @@ fn everything(extent: Extent, only: &Only, deadline: Deadline) -> Result<Report>
         let mut again = Vec::new();
         here(&programs, only, deadline, &mut report, Some(&mut again))?;
         let images = [small, join(large)?].concat();
+        with_images(&programs, &images, only, deadline, &mut report)?;
         for &kernel in extent.host_kernels() {
             let session = amd(&images, kernel, &programs, &again, extent.tier(), only);
             session.run(Show::Live, deadline)?.into_iter().for_each(|suite| report.add(suite));
@@ -170,8 +174,9 @@ fn here(
     if only.takes(style::NAME) {
         report.add(style::check(deadline)?);
     }
-    for program in programs.iter().filter(|program| !program.needs_kvm() && only.takes(&program.name)) {
-        let mut suite = as_cargo_would(program, deadline)?;
+    let of_here = |program: &&TestProgram| !program.needs_kvm() && !program.needs_images();
+    for program in programs.iter().filter(of_here).filter(|program| only.takes(&program.name)) {
+        let mut suite = as_cargo_would(program, None, deadline)?;
         if let Some(again) = &mut again {
             again.extend(second_try(program, &mut suite));
         }
@@ -183,13 +188,35 @@ fn here(
     Ok(())
 }
 
+/// Runs what reads kernel images and needs no KVM host.
+fn with_images(
+    programs: &[TestProgram],
+    images: &[Image],
+    only: &Only,
+    deadline: Deadline,
+    report: &mut Report,
+) -> Result<()> {
+    let folder = tempfile::tempdir().context("cannot make a folder for links to kernel images")?;
+    for image in images {
+        symlink(&image.path, folder.path().join(&image.name))
+            .with_context(|| format!("cannot link {}", image.path.display()))?;
+    }
+    for program in programs.iter().filter(|program| program.needs_images() && only.takes(&program.name)) {
+        report.add(as_cargo_would(program, Some(folder.path()), deadline)?.must_test_something());
+    }
+    Ok(())
+}
+
 fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     thread.join().map_err(|_| anyhow!("a thread of the test runner panicked; it says why above"))?
 }
 
-fn as_cargo_would(program: &TestProgram, deadline: Deadline) -> Result<Suite> {
+fn as_cargo_would(program: &TestProgram, images: Option<&Path>, deadline: Deadline) -> Result<Suite> {
     let mut command = std::process::Command::new(&program.executable);
     command.current_dir(&program.package).env("CARGO_MANIFEST_DIR", &program.package);
+    if let Some(images) = images {
+        command.env("LUCOS_IMAGES", images);
+    }
     let finished = process::run(&mut command, Errors::Kept, deadline, &program.name)?;
     let status = finished.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX);
     Ok(Suite::judge(&program.name, "here", finished.lines, Some(status), finished.took))

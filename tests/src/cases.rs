@@ -6,6 +6,7 @@ mod crash;
 mod debian;
 mod devices;
 mod intel;
+mod kernel;
 mod kernels;
 mod pause;
 mod refusals;
@@ -14,11 +15,12 @@ use crate::harness::Test;
 
 /// All of them, in the order in which they are run: what tells most soonest comes first.
 pub(crate) fn all() -> Vec<Test> {
-    let groups: [&[Test]; 9] = [
+    let groups: [&[Test]; 10] = [
         boot::TESTS,
         refusals::TESTS,
         devices::TESTS,
         pause::TESTS,
+        kernel::TESTS,
         crash::TESTS,
         console::TESTS,
         debian::TESTS,

@@ -89,7 +89,7 @@ impl Vm {
         typed.context("the VMM does not take input")
     }
 
-    /// Asks by the client program; `verb` is one of `lucos --help`. Returns the JSON of the answer.
+    /// Asks by the client program; `verb` is one of `lucos --help`, with its arguments. Returns the JSON of the answer.
     pub(crate) fn lucos(&self, verb: &str) -> Result<serde_json::Value> {
         let output = self.try_lucos(verb)?;
         ensure!(output.code == 0, "`lucos {verb}` ended with {}: {}", output.code, output.err);
@@ -99,7 +99,7 @@ impl Vm {
     /// The same, whatever the answer is.
     pub(crate) fn try_lucos(&self, verb: &str) -> Result<process::Output> {
         let mut lucos = Command::new(images::program("lucos")?);
-        lucos.arg("--api-socket").arg(self.api_socket()).args(["--json", verb]);
+        lucos.arg("--api-socket").arg(self.api_socket()).arg("--json").args(verb.split(' '));
         process::run(&mut lucos, crate::deadlines::COMMAND)
     }
 

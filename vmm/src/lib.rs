@@ -12,6 +12,7 @@
 //! | [`machine`] | a machine from its description to its end |
 //! | [`boot`] | kernel images, and what a boot loader leaves in memory |
 //! | [`vcpu`] | vCPU threads, their exits and pauses, the guest's processor |
+//! | [`inspect`] | the guest's kernel, looked into from outside |
 //! | [`console`] | the host's ends of the serial ports |
 //! | [`socket`] | Unix sockets: made for their owner, replaced when nobody listens |
 //! | [`doctor`] | what this host can run, and what to do about what is missing |
@@ -27,6 +28,7 @@ pub mod console;
 pub mod control;
 pub mod device;
 pub mod doctor;
+pub mod inspect;
 mod log_limit;
 pub mod machine;
 pub mod memory;

@@ -84,6 +84,9 @@ fn every_verb_prints_for_people_and_for_programs() {
         ("pause", "paused: 1 vCPU stands still after 42 us"),
         ("resume", "running again; it had stood still for 1.00 ms"),
         ("counters", "  io  1234"),
+        ("stacks", "6.1.0: 1 stacks, 0 of them proven to be complete; the guest stood still for 1.50 ms"),
+        ("stacks", "     17 D sleepy, of process 16\n    schedule+0x10/0x20\n    ? the stack ends"),
+        ("symbols", "0000000000000010 T all"),
         ("power-button", "the guest decides"),
         ("shutdown", "ends now"),
         ("openapi", "\"openapi\": \"3.1.0\""),
@@ -92,11 +95,25 @@ fn every_verb_prints_for_people_and_for_programs() {
         assert_eq!((code, err.as_str()), (Some(0), ""), "{verb}");
         assert!(out.contains(human), "{verb}: {out}");
     }
-    for verb in ["version", "info", "config", "pause", "resume", "counters", "power-button", "openapi"] {
+    for verb in [
+        "version",
+        "info",
+        "config",
+        "pause",
+        "resume",
+        "counters",
+        "stacks",
+        "symbols",
+        "power-button",
+        "openapi",
+    ] {
         let (code, out, _) = text(&lucos(&[verb, "--json", "--api-socket", socket]));
         assert_eq!(code, Some(0), "{verb}");
         assert!(serde_json::from_str::<Value>(&out).unwrap().is_object(), "{verb}: {out}");
     }
+    // What has a meaning of its own in a query arrives as it was written.
+    let (_, out, _) = text(&lucos(&["--api-socket", socket, "symbols", "a&b=c d+%"]));
+    assert!(out.ends_with(" T a&b=c d+%\n"), "{out}");
     let (_, toml, _) = text(&lucos(&["--api-socket", socket, "config"]));
     assert_eq!(toml::from_str::<MachineSpec>(&toml).unwrap(), Scripted::running().spec);
 }
@@ -120,6 +137,8 @@ fn each_failure_has_its_exit_code_and_says_what_to_do() {
     let (code, out, _) = text(&lucos(&["--api-socket", socket, "--json", "resume"]));
     assert_eq!(code, Some(1));
     assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["code"], "wrong_state");
+    let (code, out, err) = text(&lucos(&["--api-socket", socket, "tasks"]));
+    assert!(code == Some(1) && out.is_empty() && err.contains("no kernel yet; ask again"), "{err}");
     let mut command = Command::new(env!("CARGO_BIN_EXE_lucos"));
     let output = command.env("LUCOS_API_SOCKET", socket).arg("info").output().unwrap();
     assert_eq!(output.status.code(), Some(0));

@@ -50,6 +50,11 @@ fn every_endpoint_answers_as_described() {
     let (status, counters) = get("vm.counters");
     assert_eq!((status, &counters["exits"]["io"]), (200, &1234.into()));
     assert_eq!(counters["pauses"]["buckets"][0], serde_json::json!({"from_us": 128, "count": 1}));
+    let (status, stacks) = get("vm.stacks");
+    assert_eq!((status, &stacks["stacks"][0]["pid"], &stacks["paused_us"]), (200, &17.into(), &1500.into()));
+    let (status, symbols) = get("vm.symbols?filter=schedule");
+    assert_eq!((status, &symbols["symbols"][0]["name"]), (200, &"schedule".into()));
+    assert_eq!((get("vm.tasks").0, &get("vm.tasks").1["code"]), (409, &"unknown_kernel".into()));
     assert_eq!(put("vm.pause"), (200, serde_json::json!({"took_us": 42, "vcpus": 1})));
     assert_eq!(get("vm.info").1["state"], "paused");
     assert_eq!(put("vm.resume"), (200, serde_json::json!({"paused_us": 1000})));

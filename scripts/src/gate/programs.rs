@@ -27,6 +27,11 @@ impl TestProgram {
     pub(super) fn needs_kvm(&self) -> bool {
         self.target.starts_with("kvm_")
     }
+
+    /// Whether it reads kernel images, by the name that such files have: `images_*.rs`.
+    pub(super) fn needs_images(&self) -> bool {
+        self.target.starts_with("images_")
+    }
 }
 
 /// The part of cargo's messages (`cargo help test`, `--message-format`) that is of use here.

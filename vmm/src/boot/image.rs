@@ -229,6 +229,11 @@ impl KernelImage {
         self.header
     }
 
+    /// The file, for others to read: it stays this one whatever becomes of the path.
+    pub fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// Copies the image into guest memory and returns the address of its 64-bit entry point.
     pub fn load(&self, memory: &GuestMemory) -> Result<u64, ImageError> {
         let fail = |source| ImageError::Load { path: self.path.clone(), source };

@@ -87,7 +87,7 @@ pub fn main() -> ExitCode {
             print(&script)
         }
         Command::Verb(verb) => match cli.api_socket {
-            Some(socket) => ask(verb, &socket, cli.json),
+            Some(socket) => ask(&verb, &socket, cli.json),
             None => fail(
                 USAGE,
                 "no socket is given; name the one of `lucos-vmm --api-socket` with --api-socket PATH, \
@@ -97,8 +97,8 @@ pub fn main() -> ExitCode {
     })
 }
 
-fn ask(verb: Verb, socket: &std::path::Path, json: bool) -> u8 {
-    let answer = match http::request(socket, verb.method(), verb.path()) {
+fn ask(verb: &Verb, socket: &std::path::Path, json: bool) -> u8 {
+    let answer = match http::request(socket, verb.method(), &(verb.path().to_owned() + &verb.query())) {
         Ok(answer) => answer,
         Err(error @ RequestError::NoVmm { .. }) => return fail(NO_VMM, &error.to_string()),
         Err(error) => return fail(FAILED, &error.to_string()),

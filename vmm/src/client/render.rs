@@ -1,5 +1,7 @@
 //! Answers for people.
 
+mod kernel;
+
 use std::fmt::Write;
 
 use serde::de::DeserializeOwned;
@@ -15,7 +17,7 @@ use crate::control::model::{
 const BAR: u64 = 40;
 
 /// The text for an answer; JSON if a newer VMM answers with what this client does not know.
-pub(super) fn answer(verb: Verb, body: &Value) -> String {
+pub(super) fn answer(verb: &Verb, body: &Value) -> String {
     let text = match verb {
         Verb::Version => read(body).map(version),
         Verb::Info => read(body).map(|info| self::info(&info)),
@@ -24,6 +26,9 @@ pub(super) fn answer(verb: Verb, body: &Value) -> String {
         Verb::Resume => read(body).map(resume),
         Verb::PowerButton | Verb::Shutdown => read(body).map(|Accepted { message }| message + "\n"),
         Verb::Counters => read(body).map(|counters| self::counters(&counters)),
+        Verb::Stacks => read(body).map(|report| kernel::stacks(&report)),
+        Verb::Tasks => read(body).map(|report| kernel::tasks(&report)),
+        Verb::Symbols { .. } => read(body).map(|report| kernel::symbols(&report)),
         Verb::Openapi => None,
     };
     text.unwrap_or_else(|| super::pretty(body) + "\n")
@@ -155,6 +160,6 @@ nvme0
     #[test]
     fn an_answer_of_a_newer_vmm_is_shown_as_it_is() {
         let body = serde_json::json!({"state": "dreaming"});
-        assert_eq!(answer(Verb::Info, &body), "{\n  \"state\": \"dreaming\"\n}\n");
+        assert_eq!(answer(&Verb::Info, &body), "{\n  \"state\": \"dreaming\"\n}\n");
     }
 }

@@ -12,7 +12,7 @@ pub enum Method {
 }
 
 /// What a user can ask of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Verb {
     /// Which VMM answers
     Version,
@@ -28,6 +28,16 @@ pub enum Verb {
     PowerButton,
     /// What the machine has counted: exits, pauses, devices
     Counters,
+    /// Every kernel stack of the guest, read from outside
+    Stacks,
+    /// Every task of the guest, read from outside
+    Tasks,
+    /// Symbols of the running kernel, where KASLR has put them
+    Symbols {
+        /// A name, or an address with 0x before it; all symbols without it
+        #[arg(value_name = "NAME|ADDRESS")]
+        filter: Option<String>,
+    },
     /// End the VMM now; for the guest this is a power cut
     Shutdown,
     /// The OpenAPI description of the control API
@@ -44,20 +54,23 @@ impl Verb {
         Self::Resume,
         Self::PowerButton,
         Self::Counters,
+        Self::Stacks,
+        Self::Tasks,
+        Self::Symbols { filter: None },
         Self::Shutdown,
         Self::Openapi,
     ];
 
     /// How its endpoint is asked.
-    pub fn method(self) -> Method {
+    pub fn method(&self) -> Method {
         match self {
             Self::Pause | Self::Resume | Self::PowerButton | Self::Shutdown => Method::Put,
-            Self::Version | Self::Info | Self::Config | Self::Counters | Self::Openapi => Method::Get,
+            _ => Method::Get,
         }
     }
 
     /// The path of its endpoint.
-    pub fn path(self) -> &'static str {
+    pub fn path(&self) -> &'static str {
         match self {
             Self::Version => "/api/v1/vmm.version",
             Self::Info => "/api/v1/vm.info",
@@ -66,8 +79,28 @@ impl Verb {
             Self::Resume => "/api/v1/vm.resume",
             Self::PowerButton => "/api/v1/vm.power-button",
             Self::Counters => "/api/v1/vm.counters",
+            Self::Stacks => "/api/v1/vm.stacks",
+            Self::Tasks => "/api/v1/vm.tasks",
+            Self::Symbols { .. } => "/api/v1/vm.symbols",
             Self::Shutdown => "/api/v1/vmm.shutdown",
             Self::Openapi => "/api/v1/openapi.json",
         }
     }
+
+    /// What is asked for in particular, behind the path.
+    pub fn query(&self) -> String {
+        match self {
+            Self::Symbols { filter: Some(filter) } => format!("?filter={}", escaped(filter)),
+            _ => String::new(),
+        }
+    }
+}
+
+/// `text` as the value of a query: what is not unreserved is a percent sign and two digits (RFC 3986, 2.1).
+fn escaped(text: &str) -> String {
+    let escape = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(escape).collect()
 }

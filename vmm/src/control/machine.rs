@@ -1,6 +1,8 @@
 //! The seam between the control API and the machine.
 
-use super::model::{Counters, MachineState, PauseReport, ResumeReport};
+use super::model::{
+    Counters, MachineState, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport,
+};
 use crate::config::MachineSpec;
 
 /// A machine, as the control API sees it. All methods may be called from several threads at once.
@@ -22,6 +24,15 @@ pub trait MachineControl: Send + Sync {
 
     /// Presses the ACPI power button; the guest decides what it does. Needs `Running`.
     fn power_button(&self) -> Result<(), ControlError>;
+
+    /// Reads every kernel stack. Needs `Running`, and then stops the machine for a moment, or `Paused`.
+    fn stacks(&self) -> Result<StackReport, ControlError>;
+
+    /// Reads the list of tasks; as [`MachineControl::stacks`].
+    fn tasks(&self) -> Result<TaskReport, ControlError>;
+
+    /// The kernel's symbols with the name or at the address `filter`, or all; as [`MachineControl::stacks`].
+    fn symbols(&self, filter: Option<&str>) -> Result<SymbolReport, ControlError>;
 
     /// Asks the VMM to end now, as when a power cord is pulled. Must not wait for anything: the answer to
     /// the client who asked is sent after this returned.
@@ -52,4 +63,16 @@ pub enum ControlError {
     /// The guest's ACPI driver has not enabled the power button.
     #[error("the guest does not listen to its power button (yet): its ACPI driver has not enabled it")]
     NobodyListens,
+    /// The guest's kernel is not one that can be looked into, or not yet.
+    #[error("{why}")]
+    UnknownKernel {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The host failed.
+    #[error("{why}")]
+    Host {
+        /// At what.
+        why: String,
+    },
 }

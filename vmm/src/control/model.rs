@@ -1,6 +1,7 @@
 //! What goes over the wire.
 
 mod histogram;
+mod kernel;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use histogram::{Bucket, Histogram};
+pub use kernel::{FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport};
 
 use crate::config::{CpuCount, MemorySize};
 

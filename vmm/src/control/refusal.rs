@@ -83,6 +83,14 @@ impl From<ControlError> for Refusal {
                 "nobody_listens",
                 "ask again when the guest has booted, or end the VMM with PUT /api/v1/vmm.shutdown",
             ),
+            ControlError::UnknownKernel { .. } => (
+                StatusCode::CONFLICT,
+                "unknown_kernel",
+                "ask again when the guest has booted the kernel that the VMM was started with",
+            ),
+            ControlError::Host { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "failed", "look at the VMM's log and report it")
+            }
         };
         Self::new(status, code, message, next_step)
     }

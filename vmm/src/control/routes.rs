@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::{Query, Request, State};
 use axum::http::StatusCode;
 use axum::http::{Method, Uri};
 use axum::middleware::{self, Next};
@@ -19,12 +19,18 @@ use utoipa_axum::routes;
 
 use super::description::{self, Description};
 use super::machine::{ControlError, MachineControl};
-use super::model::{Accepted, ApiError, Counters, PauseReport, ResumeReport, VersionInfo, VmInfo};
+use super::model::{
+    Accepted, ApiError, Counters, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport,
+    VersionInfo, VmInfo,
+};
 use super::refusal::Refusal;
 use crate::config::MachineSpec;
 
 /// How long the machine may take for one request. A pause takes milliseconds; this only bounds a hang.
 const MACHINE_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long it may take to look into the guest's kernel: the first time, its image is unpacked and read.
+const INSPECT_LIMIT: Duration = Duration::from_mins(2);
 
 /// No endpoint takes a body; this much of one is read to say so.
 const BODY_MAX: usize = 4096;
@@ -53,7 +59,8 @@ impl Api {
         F: FnOnce(&dyn MachineControl) -> T + Send + 'static,
     {
         let machine = Arc::clone(&self.machine);
-        bounded(async { spawn_blocking(move || look(&*machine)).await.map_err(|_| Refusal::broke()) }).await
+        let look = async { spawn_blocking(move || look(&*machine)).await.map_err(|_| Refusal::broke()) };
+        bounded(MACHINE_LIMIT, look).await
     }
 
     /// Changes the machine, off the server's thread, after those who asked before.
@@ -62,9 +69,18 @@ impl Api {
         T: Send + 'static,
         F: FnOnce(&dyn MachineControl) -> Result<T, ControlError> + Send + 'static,
     {
+        self.act_within(MACHINE_LIMIT, act).await
+    }
+
+    /// The same for what may take longer.
+    async fn act_within<T, F>(&self, limit: Duration, act: F) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn MachineControl) -> Result<T, ControlError> + Send + 'static,
+    {
         let machine = Arc::clone(&self.machine);
         let acting = Arc::clone(&self.acting);
-        bounded(async {
+        bounded(limit, async {
             let permit = acting.acquire_owned().await.map_err(|_| Refusal::broke())?;
             // The permit goes along: it is held until the machine is done, even if the client has left.
             let done = spawn_blocking(move || (act(&*machine), permit)).await;
@@ -74,8 +90,8 @@ impl Api {
     }
 }
 
-async fn bounded<T>(work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
-    timeout(MACHINE_LIMIT, work).await.unwrap_or_else(|_| Err(Refusal::too_slow(MACHINE_LIMIT.as_secs())))
+async fn bounded<T>(limit: Duration, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    timeout(limit, work).await.unwrap_or_else(|_| Err(Refusal::too_slow(limit.as_secs())))
 }
 
 /// Every endpoint with its description. The only place where one is added.
@@ -89,6 +105,9 @@ pub(super) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(vm_pause))
         .routes(routes!(vm_resume))
         .routes(routes!(vm_power_button))
+        .routes(routes!(vm_stacks))
+        .routes(routes!(vm_tasks))
+        .routes(routes!(vm_symbols))
         .routes(routes!(openapi_json))
 }
 
@@ -202,6 +221,50 @@ async fn vm_power_button(State(api): State<Api>) -> Result<impl IntoResponse, Re
     api.act(|machine| machine.power_button()).await?;
     let message = "the power button is pressed; the guest decides what it does".to_owned();
     Ok((StatusCode::ACCEPTED, Json(Accepted { message })))
+}
+
+/// Every kernel stack of the guest
+///
+/// Read from outside; the guest stands still for it, and takes no part. The machine must be running or paused.
+#[utoipa::path(get, path = "/api/v1/vm.stacks", tag = "kernel", responses(
+    (status = 200, body = StackReport),
+    (status = 409, description = "The machine is neither, or its kernel is not the one it was started with", body = ApiError),
+))]
+async fn vm_stacks(State(api): State<Api>) -> Result<Json<StackReport>, Refusal> {
+    api.act_within(INSPECT_LIMIT, |machine| machine.stacks()).await.map(Json)
+}
+
+/// Every task of the guest
+///
+/// Read from outside; the guest stands still for it, and takes no part. The machine must be running or paused.
+#[utoipa::path(get, path = "/api/v1/vm.tasks", tag = "kernel", responses(
+    (status = 200, body = TaskReport),
+    (status = 409, description = "The machine is neither, or its kernel is not the one it was started with", body = ApiError),
+))]
+async fn vm_tasks(State(api): State<Api>) -> Result<Json<TaskReport>, Refusal> {
+    api.act_within(INSPECT_LIMIT, |machine| machine.tasks()).await.map(Json)
+}
+
+/// Which symbols are asked for.
+#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+struct SymbolFilter {
+    /// A name, or an address in hexadecimal with 0x before it. All symbols without it.
+    filter: Option<String>,
+}
+
+/// Symbols of the running kernel, where KASLR has put them
+///
+/// The machine must be running or paused.
+#[utoipa::path(get, path = "/api/v1/vm.symbols", tag = "kernel", params(SymbolFilter), responses(
+    (status = 200, body = SymbolReport),
+    (status = 409, description = "The machine is neither, or its kernel is not the one it was started with", body = ApiError),
+))]
+async fn vm_symbols(
+    State(api): State<Api>,
+    Query(SymbolFilter { filter }): Query<SymbolFilter>,
+) -> Result<Json<SymbolReport>, Refusal> {
+    api.act_within(INSPECT_LIMIT, move |machine| machine.symbols(filter.as_deref())).await.map(Json)
 }
 
 /// This description

@@ -4,12 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use update_server::kernel::model::Model;
+
 use super::events::{Event, EventSender};
 use super::instance::Instance;
 use crate::config::MachineSpec;
 use crate::console::ConsoleCommands;
-use crate::control::model::{Counters, Histogram, MachineState, PauseReport, ResumeReport};
+use crate::control::model::{
+    Counters, Histogram, MachineState, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport,
+};
 use crate::control::{ControlError, MachineControl};
+use crate::inspect::{self, InspectError, Inspector, StillGuest};
 
 /// What is known without asking the instance.
 #[derive(Debug)]
@@ -27,13 +32,14 @@ struct Status {
 pub(super) struct Controller {
     spec: MachineSpec,
     events: EventSender,
+    inspector: Inspector,
     /// Held through an operation, so that two never overlap; `status` is held only for a moment.
     operation: Mutex<()>,
     status: Mutex<Status>,
 }
 
 impl Controller {
-    pub(super) fn new(spec: MachineSpec, events: EventSender) -> Self {
+    pub(super) fn new(spec: MachineSpec, events: EventSender, inspector: Inspector) -> Self {
         let status = Status {
             state: MachineState::Starting,
             paused_since: None,
@@ -41,7 +47,7 @@ impl Controller {
             past_exits: BTreeMap::new(),
             instance: None,
         };
-        Self { spec, events, operation: Mutex::default(), status: Mutex::new(status) }
+        Self { spec, events, inspector, operation: Mutex::default(), status: Mutex::new(status) }
     }
 
     /// Makes `instance` the one that requests reach.
@@ -80,6 +86,35 @@ impl Controller {
             Some(instance) if status.state == needed => Ok(Arc::clone(instance)),
             _ => Err(ControlError::WrongState { operation, found: status.state, needed }),
         }
+    }
+
+    /// Lets `look` look into the guest's kernel while the guest stands still; says for how long it did, in microseconds.
+    fn inspect<T>(
+        &self,
+        operation: &'static str,
+        look: impl FnOnce(&Model, &StillGuest<'_>) -> Result<T, InspectError>,
+    ) -> Result<(T, u64), ControlError> {
+        let _operation = self.operation.lock().unwrap_or_else(PoisonError::into_inner);
+        let paused = self.lock().state == MachineState::Paused;
+        let needed = if paused { MachineState::Paused } else { MachineState::Running };
+        let instance = self.instance_in(needed, operation)?;
+        // Takes its time, and needs no pause.
+        let model = self.inspector.model().map_err(refused)?;
+        let begin = Instant::now();
+        let mut resume: Option<Box<dyn FnOnce() + '_>> = None;
+        if !paused {
+            instance.pause()?;
+            self.lock().pauses.record(begin.elapsed());
+            resume = Some(Box::new(|| instance.resume()));
+        }
+        // From here on the guest runs again however this ends.
+        let mut guest = StillGuest::new(instance.memory(), Vec::new(), resume);
+        let vcpus = instance.snapshots().map_err(|error| ControlError::Host { why: error.to_string() })?;
+        guest.set_vcpus(vcpus);
+        let seen = look(&model, &guest).map_err(refused);
+        drop(guest);
+        let paused_us = if paused { 0 } else { begin.elapsed().as_micros() };
+        Ok((seen?, u64::try_from(paused_us).unwrap_or(u64::MAX)))
     }
 
     fn lock(&self) -> MutexGuard<'_, Status> {
@@ -141,8 +176,32 @@ impl MachineControl for Controller {
         if instance.press_power_button() { Ok(()) } else { Err(ControlError::NobodyListens) }
     }
 
+    fn stacks(&self) -> Result<StackReport, ControlError> {
+        let (report, paused_us) = self.inspect("vm.stacks", inspect::stacks)?;
+        Ok(StackReport { paused_us, ..report })
+    }
+
+    fn tasks(&self) -> Result<TaskReport, ControlError> {
+        let (report, paused_us) = self.inspect("vm.tasks", inspect::tasks)?;
+        Ok(TaskReport { paused_us, ..report })
+    }
+
+    fn symbols(&self, filter: Option<&str>) -> Result<SymbolReport, ControlError> {
+        self.inspect("vm.symbols", |model, guest| inspect::symbols(model, guest, filter))
+            .map(|(report, _)| report)
+    }
+
     fn shutdown(&self) {
         self.events.send(Event::Quit);
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn refused(error: InspectError) -> ControlError {
+    let why = error.to_string();
+    match error {
+        InspectError::File(_) => ControlError::Host { why },
+        _ => ControlError::UnknownKernel { why },
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_ioctls::Kvm;
+use update_server::guest::Vcpu;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -23,7 +24,7 @@ use crate::device::nvme::Disk;
 use crate::device::pci::{CONFIG_PORTS, PciBus};
 use crate::device::serial::{self, COM1, COM2};
 use crate::device::virtio::Tap;
-use crate::memory::{DmaGate, GateError, GuestRam, HugePages, collapse_range};
+use crate::memory::{DmaGate, GateError, GuestMemory, GuestRam, HugePages, collapse_range};
 use crate::sys::kvm::{GuestVm, KvmError};
 use crate::vcpu::{CpuModel, ExitKind, PauseError, PortsAndMemory, VcpuThreads};
 
@@ -201,6 +202,16 @@ impl Instance {
     pub(super) fn resume(&self) {
         self.gate.open();
         self.vcpus.resume();
+    }
+
+    /// What every vCPU was doing; only while this is paused.
+    pub(super) fn snapshots(&self) -> Result<Vec<Vcpu>, KvmError> {
+        self.vcpus.snapshots()
+    }
+
+    /// The guest's RAM.
+    pub(super) fn memory(&self) -> &GuestMemory {
+        self.vm.ram().memory()
     }
 
     /// Presses the guest's power button; `false` when the guest does not listen to it.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use crate::boot::KernelImage;
 use crate::config::MachineSpec;
 use crate::control::model::MachineState;
+use crate::inspect::Inspector;
 use controller::Controller;
 use events::{Event, Events};
 use host::HostSide;
@@ -29,7 +30,8 @@ pub fn run(spec: &MachineSpec) -> Result<GuestExit, MachineError> {
     let events = Events::new();
     let parts = Parts::open(spec)?;
     let kernel = KernelImage::open(&spec.kernel).map_err(crate::boot::BootError::from)?;
-    let controller = Arc::new(Controller::new(spec.clone(), events.sender()));
+    let image = kernel.file().map_err(MachineError::host("keep the kernel image open"))?;
+    let controller = Arc::new(Controller::new(spec.clone(), events.sender(), Inspector::new(image)));
     let host = HostSide::open(spec, &events, &controller)?;
     loop {
         let instance = Instance::start(spec, &kernel, &parts, &host, &events)?;

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -60,6 +61,16 @@ impl VcpuRun {
         &self.fd
     }
 
+    /// A second way to this vCPU, for others than its thread.
+    pub fn peer(&self) -> io::Result<VcpuPeer> {
+        // SAFETY: the descriptor is this vCPU's own and open; the call looks at nothing else.
+        let copy = unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }.try_clone_to_owned()?;
+        // SAFETY: `copy` is a descriptor of a vCPU of this machine that nobody else owns; the new object does.
+        let fd = unsafe { self.vm.fd().create_vcpu_from_rawfd(copy.into_raw_fd()) };
+        let fd = fd.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        Ok(VcpuPeer { fd, _vm: Arc::clone(&self.vm) })
+    }
+
     /// The machine.
     pub fn vm(&self) -> &Arc<GuestVm> {
         &self.vm
@@ -72,6 +83,22 @@ impl VcpuRun {
         let flag = unsafe { &raw mut (*run).immediate_exit };
         IMMEDIATE_EXIT.with(|cell| cell.set(flag));
         Attached { vcpu: self }
+    }
+}
+
+/// A vCPU in the hands of somebody who does not run it: registers, while its thread is parked. While it runs, KVM makes
+/// such a call wait.
+#[derive(Debug)]
+pub struct VcpuPeer {
+    fd: VcpuFd,
+    /// The descriptor does not keep the machine's memory mapped.
+    _vm: Arc<GuestVm>,
+}
+
+impl VcpuPeer {
+    /// The descriptor, for register access.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
     }
 }
 

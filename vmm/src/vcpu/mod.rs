@@ -5,9 +5,11 @@ mod exit;
 mod msr;
 mod pause;
 mod regs;
+mod snapshot;
 mod thread;
 
 pub use cpuid::CpuModel;
 pub use exit::{ExitKind, VmExit};
 pub use pause::{PauseError, Rendezvous};
+pub use snapshot::snapshot;
 pub use thread::{ExitCounters, GuestStop, PortsAndMemory, VcpuThreads};

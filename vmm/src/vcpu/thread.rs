@@ -16,17 +16,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
+use update_server::guest::Vcpu;
 use vmm_sys_util::signal::Killable;
 
 use super::cpuid::CpuModel;
 use super::exit::{ExitKind, VmExit};
 use super::pause::{PauseError, Rendezvous};
+use super::snapshot::snapshot;
 use super::{msr, regs};
 use crate::boot::BootEntry;
 use crate::device::bus::Bus;
 use crate::device::pci::PciBus;
 use crate::sys::kvm::{GuestVm, KvmError};
-use crate::sys::vcpu::{Attached, VcpuRun, kick_signal};
+use crate::sys::vcpu::{Attached, VcpuPeer, VcpuRun, kick_signal};
 
 /// Stack of a vCPU thread. Exit handlers neither recurse nor keep large buffers on the stack.
 const STACK: usize = 256 << 10;
@@ -122,6 +124,7 @@ pub struct VcpuThreads {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     counters: Vec<Arc<ExitCounters>>,
+    peers: Vec<VcpuPeer>,
 }
 
 impl fmt::Debug for VcpuThreads {
@@ -156,12 +159,15 @@ impl VcpuThreads {
             }
             vcpus.push(vcpu);
         }
+        let peers = vcpus.iter().map(VcpuRun::peer).collect::<io::Result<_>>();
+        let peers = peers.map_err(|source| KvmError { call: "a second descriptor of a vCPU", source })?;
         let rendezvous = Rendezvous::default();
         let shared = Arc::new(Shared { rendezvous, bus, on_stop: Box::new(on_stop) });
         let this = Self {
             shared,
             threads: Mutex::default(),
             counters: vcpus.iter().map(|_| Arc::default()).collect(),
+            peers,
         };
         for (id, vcpu) in (0..).zip(vcpus) {
             let shared = Arc::clone(&this.shared);
@@ -202,6 +208,11 @@ impl VcpuThreads {
                 tracing::error!("a vCPU thread panicked; this is a bug");
             }
         }
+    }
+
+    /// What every vCPU was doing when it was paused. Only while a pause is held; KVM would let this wait otherwise.
+    pub fn snapshots(&self) -> Result<Vec<Vcpu>, KvmError> {
+        (0..).zip(&self.peers).map(|(id, peer)| snapshot(id, peer)).collect()
     }
 
     /// Exit counters by vCPU.

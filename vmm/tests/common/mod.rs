@@ -10,7 +10,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use lucos_vmm::config::MachineSpec;
-use lucos_vmm::control::model::{Counters, MachineState, PauseReport, ResumeReport};
+use lucos_vmm::control::model::{
+    Counters, FrameInfo, MachineState, PauseReport, ResumeReport, StackInfo, StackReport, SymbolInfo,
+    SymbolReport, TaskInfo, TaskReport,
+};
 use lucos_vmm::control::{ControlError, MachineControl};
 
 /// A machine that only keeps a state.
@@ -91,6 +94,36 @@ impl MachineControl for Scripted {
         self.needs("vm.power-button", MachineState::Running)?;
         self.buttons.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+
+    fn stacks(&self) -> Result<StackReport, ControlError> {
+        let task = TaskInfo {
+            pid: 17,
+            tgid: 16,
+            comm: "sleepy".into(),
+            state: "D".into(),
+            kernel_thread: false,
+            vcpu: None,
+            idle_of: None,
+            has_run: true,
+            switches: 3,
+            started_ns: 1000,
+        };
+        let frame =
+            FrameInfo { address: "0x10".into(), name: "schedule+0x10/0x20".into(), behind_call: true };
+        let doubt = Some("the stack ends".into());
+        let stacks = vec![StackInfo { task, frames: vec![frame], complete: false, doubt }];
+        Ok(StackReport { kernel: "6.1.0".into(), stacks, doubts: Vec::new(), paused_us: 1500 })
+    }
+
+    fn tasks(&self) -> Result<TaskReport, ControlError> {
+        Err(ControlError::UnknownKernel { why: "no kernel yet".into() })
+    }
+
+    fn symbols(&self, filter: Option<&str>) -> Result<SymbolReport, ControlError> {
+        let name = filter.unwrap_or("all").to_owned();
+        let symbol = SymbolInfo { address: "0x10".into(), kind: "T".into(), name, module: None };
+        Ok(SymbolReport { kernel: "6.1.0".into(), symbols: vec![symbol], ..SymbolReport::default() })
     }
 
     fn shutdown(&self) {

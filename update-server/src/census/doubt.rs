@@ -1,0 +1,84 @@
+//! What could not be proven.
+
+use crate::addr::Gva;
+
+/// Something that cannot be proven.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Doubt {
+    /// Which of the guest's processors a vCPU is.
+    #[error("vCPU {vcpu} cannot be told to be any of the guest's processors")]
+    NoCpu {
+        /// The vCPU.
+        vcpu: u32,
+    },
+    /// Which task a vCPU runs.
+    #[error("vCPU {vcpu} runs a task at {task} that is none")]
+    NoTask {
+        /// The vCPU.
+        vcpu: u32,
+        /// What its processor's record says.
+        task: Gva,
+    },
+    /// Where a list ends.
+    #[error("{what} does not end")]
+    Endless {
+        /// The list.
+        what: &'static str,
+    },
+    /// How the frames of some code lie.
+    #[error("nothing says how the frames of the code at {at} lie: {why}")]
+    NoTable {
+        /// An instruction of it.
+        at: Gva,
+        /// What is missing.
+        why: String,
+    },
+    /// What is on the stack there.
+    #[error("the stack at {at} is not one of the task's or the processor's")]
+    OffStack {
+        /// The place.
+        at: Gva,
+    },
+    /// A value that is in a register which nobody has saved.
+    #[error("the code at {at} keeps its frame in a register whose value is not on the stack")]
+    LostRegister {
+        /// An instruction of it.
+        at: Gva,
+    },
+    /// That an address on the stack was left there by a call.
+    #[error("{address} at {slot} is no address behind a call")]
+    NoCall {
+        /// The address.
+        address: Gva,
+        /// Where it is.
+        slot: Gva,
+    },
+    /// That the stack ends where it seems to.
+    #[error("the stack ends at {at}, where no stack ends")]
+    WrongEnd {
+        /// Where.
+        at: Gva,
+    },
+    /// Frames that lead back.
+    #[error("the frame at {at} leads back to where it was come from")]
+    Circle {
+        /// Where.
+        at: Gva,
+    },
+    /// More frames than there can be.
+    #[error("more than {limit} frames")]
+    TooDeep {
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// Whether all frames of a stack were found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// They were: the last one is where the task entered the kernel or began.
+    Complete,
+    /// There may be others behind the last one.
+    Unprovable(Doubt),
+}

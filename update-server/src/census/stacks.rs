@@ -1,0 +1,94 @@
+//! The stacks of a processor, besides those of tasks (Documentation/arch/x86/kernel-stacks.rst).
+
+use std::ops::Range;
+
+use crate::addr::Gva;
+use crate::guest::{Memory, Vcpu};
+use crate::kernel::running::Running;
+use crate::kernel::space::ReadError;
+
+/// What a stack is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StackKind {
+    /// A task's own.
+    Task,
+    /// Interrupts, and what they leave to be done at once.
+    Interrupt,
+    /// Exceptions that must not trust the stack they meet: NMI, #DB, #MC, #DF, #VC.
+    Exception,
+}
+
+/// `IRQ_STACK_SIZE`, and where in it `hardirq_stack_ptr` points (`arch/x86/kernel/irq_64.c`).
+const INTERRUPT_BYTES: u64 = 16 << 10;
+const TOP_SLOT: u64 = 8;
+/// The segment whose limit holds the processor's number (arch/x86/include/asm/segment.h, `GDT_ENTRY_CPUNODE`), and how
+/// many of its bits do.
+const CPU_NODE_ENTRY: u64 = 15;
+const CPU_BITS: u32 = 12;
+
+/// One processor of the guest.
+#[derive(Debug, Clone)]
+pub(super) struct CpuStacks {
+    /// Its number in the guest.
+    pub(super) cpu: u32,
+    /// Its per-CPU area.
+    pub(super) area: Gva,
+    /// The task it runs, by its own record.
+    pub(super) current: Gva,
+    /// And by that of its run queue, which is ahead of it while it switches.
+    pub(super) queue_current: Gva,
+    /// Its idle task.
+    pub(super) idle: Gva,
+    /// Head of the list of ordinary tasks that want it.
+    pub(super) fair_tasks: Gva,
+    /// Its stacks that are no task's.
+    pub(super) ranges: Vec<(StackKind, Range<Gva>)>,
+}
+
+impl CpuStacks {
+    pub(super) fn read(kernel: &Running<'_, impl Memory>, cpu: usize, area: Gva) -> Result<Self, ReadError> {
+        let (space, model) = (kernel.space(), kernel.model());
+        let queue = area.wrapping_add(model.symbols.run_queues);
+        let layout = &model.layout.run_queue;
+        let mut ranges = Vec::new();
+        let top = space.pointer(area.wrapping_add(model.interrupt_stack))?;
+        if top.0 != 0 {
+            let end = top.wrapping_add(TOP_SLOT);
+            ranges.push((StackKind::Interrupt, Gva(end.0.wrapping_sub(INTERRUPT_BYTES))..end));
+        }
+        let exceptions = space.pointer(area.wrapping_add(model.symbols.exception_stacks))?;
+        if exceptions.0 != 0 {
+            for &(offset, len) in &model.exception_stacks {
+                let start = exceptions.wrapping_add(offset);
+                ranges.push((StackKind::Exception, start..start.wrapping_add(len)));
+            }
+        }
+        Ok(Self {
+            cpu: u32::try_from(cpu).unwrap_or(u32::MAX),
+            area,
+            current: space.pointer(area.wrapping_add(model.current))?,
+            queue_current: space.pointer(queue.wrapping_add(layout.current))?,
+            idle: space.pointer(queue.wrapping_add(layout.idle))?,
+            fair_tasks: queue.wrapping_add(layout.fair_tasks),
+            ranges,
+        })
+    }
+}
+
+/// Which of the guest's processors a vCPU is.
+///
+/// GS leads to the per-CPU area in the kernel and is user space's to choose otherwise, NMIs at the wrong moment included; so
+/// the number is taken from a table of the kernel's that user space cannot write, and GS must agree.
+pub(super) fn cpu_of<'c>(
+    kernel: &Running<'_, impl Memory>,
+    vcpu: &Vcpu,
+    cpus: &'c [CpuStacks],
+) -> Option<&'c CpuStacks> {
+    let entry = Gva(vcpu.gdt_base).wrapping_add(CPU_NODE_ENTRY * 8);
+    // Descriptor format: Intel SDM vol. 3A, 3.4.5; the limit's low 16 bits come first, its high four are in byte 6.
+    let descriptor = kernel.space().u64(entry).ok()?;
+    let limit = descriptor & 0xffff | descriptor >> 32 & 0xf_0000;
+    let number = u32::try_from(limit & ((1 << CPU_BITS) - 1)).ok()?;
+    let cpu = cpus.iter().find(|cpu| cpu.cpu == number)?;
+    [vcpu.gs_base, vcpu.kernel_gs_base].contains(&cpu.area.0).then_some(cpu)
+}

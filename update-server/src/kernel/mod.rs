@@ -1,0 +1,9 @@
+//! The running kernel, as the image says it must be and the guest's memory says it is.
+
+pub(crate) mod layout;
+pub mod locate;
+pub mod model;
+pub mod modules;
+pub mod paging;
+pub mod running;
+pub mod space;

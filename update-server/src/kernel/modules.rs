@@ -1,0 +1,142 @@
+//! The kernel's modules, out of guest memory: allegations, good for walking stacks and naming addresses, and for nothing
+//! that is ever written.
+
+use std::ops::Range;
+
+use super::running::Running;
+use super::space::ReadError;
+use crate::addr::Gva;
+use crate::bytes::{u32_at, u64_at};
+use crate::guest::Memory;
+use crate::image::{OrcTable, Symbols, SymbolsBuilder};
+use crate::limits::{MODULE_BYTES, MODULE_ORCS, MODULE_SYMBOLS, MODULES};
+
+/// `MODULE_STATE_*` (include/linux/module.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModuleState {
+    /// In use.
+    Live,
+    /// Its init function runs.
+    Coming,
+    /// On its way out.
+    Going,
+    /// Being put together.
+    Unformed,
+}
+
+/// What the guest says of one module.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: ModuleState,
+    /// Its text.
+    pub text: Range<Gva>,
+    /// Text that it has only until its init function is done.
+    pub init_text: Range<Gva>,
+    /// Its unwind table, or why there is none that can be read.
+    pub orc: Result<OrcTable, String>,
+    /// Its symbols, as far as they can be read.
+    pub symbols: Symbols,
+}
+
+impl Module {
+    /// Whether an instruction at `at` is the module's.
+    pub fn holds(&self, at: Gva) -> bool {
+        self.text.contains(&at) || self.init_text.contains(&at)
+    }
+}
+
+/// Every module on the kernel's list.
+pub fn modules(kernel: &Running<'_, impl Memory>) -> Result<Vec<Module>, ReadError> {
+    let layout = &kernel.model().layout.module;
+    let head = kernel.now(kernel.model().symbols.modules);
+    let mut found = Vec::new();
+    let mut link = kernel.space().pointer(head)?;
+    while link != head && found.len() < MODULES {
+        let at = Gva(link.0.wrapping_sub(layout.list));
+        found.push(module(kernel, at)?);
+        link = kernel.space().pointer(link)?;
+    }
+    Ok(found)
+}
+
+fn module(kernel: &Running<'_, impl Memory>, at: Gva) -> Result<Module, ReadError> {
+    let (space, model) = (kernel.space(), kernel.model());
+    let layout = &model.layout.module;
+    let range = |base: u64, bytes: u64| -> Result<Range<Gva>, ReadError> {
+        let start = space.pointer(at.wrapping_add(base))?;
+        let len = u64::from(space.u32(at.wrapping_add(bytes))?).min(MODULE_BYTES);
+        Ok(start..start.wrapping_add(len))
+    };
+    let state = match space.u32(at.wrapping_add(layout.state))? {
+        0 => ModuleState::Live,
+        1 => ModuleState::Coming,
+        2 => ModuleState::Going,
+        _ => ModuleState::Unformed,
+    };
+    let (init_base, init_bytes) = model.layout.module_init;
+    Ok(Module {
+        name: space.text(at.wrapping_add(layout.name), model.layout.module_name_bytes)?,
+        state,
+        text: range(layout.text_base, layout.text_bytes)?,
+        init_text: range(init_base, init_bytes)?,
+        orc: orc(kernel, at),
+        symbols: symbols(kernel, at).unwrap_or_default(),
+    })
+}
+
+fn orc(kernel: &Running<'_, impl Memory>, at: Gva) -> Result<OrcTable, String> {
+    let (space, layout) = (kernel.space(), &kernel.model().layout.module);
+    let read = || -> Result<_, ReadError> {
+        let count = space.u32(at.wrapping_add(layout.orc_count))?;
+        let addresses = space.pointer(at.wrapping_add(layout.orc_addresses))?;
+        let entries = space.pointer(at.wrapping_add(layout.orc_entries))?;
+        let count = usize::try_from(count).unwrap_or(usize::MAX).min(MODULE_ORCS);
+        let (mut places, mut table) = (vec![0; count * 4], vec![0; count * OrcTable::ENTRY]);
+        space.read(addresses, &mut places)?;
+        space.read(entries, &mut table)?;
+        Ok((addresses, places, table))
+    };
+    let (addresses, places, table) = read().map_err(|error| error.to_string())?;
+    let layout = kernel.model().image().orc().layout();
+    OrcTable::read(addresses, &places, table, layout).map_err(|error| error.to_string())
+}
+
+/// Symbols that are code; `Elf64_Sym` (elf(5)) has 24 bytes: name, info, other, section, value, size.
+fn symbols(kernel: &Running<'_, impl Memory>, at: Gva) -> Result<Symbols, ReadError> {
+    const ENTRY: usize = 24;
+    let (space, model) = (kernel.space(), kernel.model());
+    let table = space.pointer(at.wrapping_add(model.layout.module.kallsyms))?;
+    let layout = &model.layout.module_symbols;
+    let first = space.pointer(table.wrapping_add(layout.symbols))?;
+    let count = space.u32(table.wrapping_add(layout.count))?;
+    let strings = space.pointer(table.wrapping_add(layout.strings))?;
+    let count = usize::try_from(count).unwrap_or(usize::MAX).min(MODULE_SYMBOLS);
+    let mut entries = vec![0; count * ENTRY];
+    space.read(first, &mut entries)?;
+    let mut builder = SymbolsBuilder::new(count);
+    for entry in entries.chunks_exact(ENTRY) {
+        let (Some(name), Some(value), Some(&info)) = (u32_at(entry, 0), u64_at(entry, 8), entry.get(4))
+        else {
+            continue;
+        };
+        let defined = entry[6..8] != [0, 0];
+        if !defined || value == 0 {
+            continue;
+        }
+        let name = space.text(strings.wrapping_add(u64::from(name)), 512)?;
+        // STT_FUNC, STB_LOCAL.
+        let kind = match (info & 0xf, info >> 4) {
+            (2, 0) => 't',
+            (2, _) => 'T',
+            (_, 0) => 'd',
+            _ => 'D',
+        };
+        if !name.is_empty() {
+            builder.add(Gva(value), false, kind, &name);
+        }
+    }
+    Ok(builder.finish())
+}

@@ -1,0 +1,163 @@
+//! From virtual to physical addresses (Intel SDM vol. 3A, 5.5; AMD APM vol. 2, 5.3).
+
+use crate::addr::{Gpa, Gva};
+use crate::guest::Memory;
+
+const PRESENT: u64 = 1;
+const LARGE: u64 = 1 << 7;
+/// Bits of an entry that hold a physical address; those from 52 on are flags.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const ENTRIES_BITS: u32 = 9;
+const PAGE_BITS: u32 = 12;
+/// CR4.LA57: five levels.
+const LA57: u64 = 1 << 12;
+
+/// Why an address leads nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unmapped {
+    /// The upper bits are not all the same.
+    #[error("{0} is no address that the processor knows")]
+    NotCanonical(Gva),
+    /// An entry says that nothing is there.
+    #[error("nothing is mapped at {at}: the entry of level {level} is not present")]
+    NotPresent {
+        /// The address.
+        at: Gva,
+        /// Level of the entry, 1 being that of 4 KiB pages.
+        level: u32,
+    },
+    /// A table or page would be where there is no RAM.
+    #[error("what is mapped at {at} is not in RAM (level {level}, {physical})")]
+    NotRam {
+        /// The address.
+        at: Gva,
+        /// The level at which that was found; 0 is the page itself.
+        level: u32,
+        /// Where it would be.
+        physical: Gpa,
+    },
+}
+
+/// A set of page tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageTables {
+    /// The topmost table.
+    pub root: Gpa,
+    /// 4 or 5.
+    pub levels: u32,
+}
+
+/// Where a page is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// Its first byte.
+    pub start: Gpa,
+    /// Its size: 4 KiB, 2 MiB or 1 GiB, as a power of two.
+    pub bits: u32,
+}
+
+impl PageTables {
+    /// Those that CR3 and CR4 name.
+    pub fn new(cr3: u64, cr4: u64) -> Self {
+        Self { root: Gpa(cr3 & ADDRESS), levels: if cr4 & LA57 == 0 { 4 } else { 5 } }
+    }
+
+    /// The page with `at`.
+    pub fn page(&self, memory: &impl Memory, at: Gva) -> Result<Page, Unmapped> {
+        let unused = 64 - PAGE_BITS - ENTRIES_BITS * self.levels;
+        if (at.0.cast_signed() << unused >> unused).cast_unsigned() != at.0 {
+            return Err(Unmapped::NotCanonical(at));
+        }
+        let mut table = self.root;
+        for level in (1..=self.levels).rev() {
+            let bits = PAGE_BITS + ENTRIES_BITS * (level - 1);
+            let index = at.0 >> bits & ((1 << ENTRIES_BITS) - 1);
+            let place = Gpa(table.0 + index * 8);
+            let mut entry = [0; 8];
+            let outside = Unmapped::NotRam { at, level, physical: place };
+            memory.read(place, &mut entry).map_err(|_| outside)?;
+            let entry = u64::from_le_bytes(entry);
+            if entry & PRESENT == 0 {
+                return Err(Unmapped::NotPresent { at, level });
+            }
+            if level == 1 || level <= 3 && entry & LARGE != 0 {
+                // A large page's lowest address bits are flags.
+                let start = entry & ADDRESS & !((1 << bits) - 1);
+                return Ok(Page { start: Gpa(start), bits });
+            }
+            table = Gpa(entry & ADDRESS);
+        }
+        // The loop ends at level 1 at the latest.
+        Err(Unmapped::NotPresent { at, level: 0 })
+    }
+
+    /// The physical address of `at`, and how many bytes are behind it in the same page.
+    pub fn translate(&self, memory: &impl Memory, at: Gva) -> Result<(Gpa, u64), Unmapped> {
+        let page = self.page(memory, at)?;
+        let within = at.0 & ((1 << page.bits) - 1);
+        Ok((Gpa(page.start.0 + within), (1 << page.bits) - within))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::NoRam;
+
+    struct Words(Vec<(u64, u64)>);
+
+    impl Memory for Words {
+        fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), NoRam> {
+            if at.0 >= 0x10_0000 {
+                return Err(NoRam { at, len: into.len() });
+            }
+            let word = self.0.iter().find(|(place, _)| *place == at.0).map_or(0, |(_, word)| *word);
+            into.copy_from_slice(&word.to_le_bytes()[..into.len()]);
+            Ok(())
+        }
+    }
+
+    const NX: u64 = 1 << 63;
+    const KERNEL: u64 = 0xffff_ffff_8000_0000;
+
+    #[test]
+    fn pages_of_each_size_are_found() {
+        let memory = Words(vec![
+            (0x1ff8, 0x2063),
+            (0x2ff0, 0x3063),
+            (0x2ff8, NX | 0xc000_00e3),
+            (0x3008, NX | 0x60_01e3),
+            (0x3010, 0x4063),
+            (0x4018, NX | 0x7063),
+        ]);
+        let tables = PageTables::new(0x1000 | 0xfff, 0);
+        let find = |at| tables.translate(&memory, Gva(at));
+        assert_eq!(find(KERNEL + 0x40_3abc), Ok((Gpa(0x7abc), 0x544)));
+        assert_eq!(find(KERNEL + 0x2a_bcde), Ok((Gpa(0x60_0000 + 0xa_bcde), 0x15_4322)));
+        assert_eq!(find(KERNEL + 0x4000_0001), Ok((Gpa(0xc000_0001), 0x3fff_ffff)));
+        assert_eq!(find(KERNEL), Err(Unmapped::NotPresent { at: Gva(KERNEL), level: 2 }));
+        assert_eq!(find(0x0000_8000_0000_0000), Err(Unmapped::NotCanonical(Gva(0x0000_8000_0000_0000))));
+        assert_eq!(find(0xffff_7fff_ffff_ffff), Err(Unmapped::NotCanonical(Gva(0xffff_7fff_ffff_ffff))));
+    }
+
+    #[test]
+    fn five_levels_are_walked() {
+        let memory = Words(vec![(0x1000, 0x2063), (0x2008, 0x3063), (0x3000, 0x4063), (0x4000, 0xe3)]);
+        let tables = PageTables::new(0x1000, LA57);
+        assert_eq!(tables.translate(&memory, Gva(0x80_0000_0123)), Ok((Gpa(0x123), 0x1f_fedd)));
+        assert_eq!(tables.levels, 5);
+        let too_high = Gva(0x0100_0000_0000_0000);
+        assert_eq!(tables.page(&memory, too_high), Err(Unmapped::NotCanonical(too_high)));
+    }
+
+    #[test]
+    fn tables_that_lead_out_of_ram_or_to_themselves_end() {
+        let outside = Words(vec![(0x1000, 0xffff_ffff_f063)]);
+        let tables = PageTables::new(0x1000, 0);
+        assert!(matches!(tables.page(&outside, Gva(0)), Err(Unmapped::NotRam { level: 3, .. })));
+        let circle = Words(vec![(0x1000, 0x1063)]);
+        assert_eq!(tables.page(&circle, Gva(0)), Ok(Page { start: Gpa(0x1000), bits: 12 }));
+        let nowhere = PageTables::new(0x20_0000, 0);
+        assert!(matches!(nowhere.page(&circle, Gva(0)), Err(Unmapped::NotRam { level: 4, .. })));
+    }
+}

@@ -1,0 +1,112 @@
+//! The kernel's virtual memory, read through its own page tables.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use super::paging::{PageTables, Unmapped};
+use crate::addr::{Gpa, Gva};
+use crate::guest::Memory;
+use crate::limits::{CACHED_PAGES, TEXT_BYTES};
+
+/// Why bytes could not be read.
+pub type ReadError = Unmapped;
+
+/// The kernel's half of the address space.
+///
+/// Translations are remembered, because stacks and tasks lie close together and a guest in a busy moment changes few of
+/// the kernel's own; one that a guest changes behind our back yields other bytes of its RAM and nothing worse. An address
+/// space is made anew for each look at the guest.
+#[derive(Debug)]
+pub struct AddressSpace<'m, M> {
+    memory: &'m M,
+    tables: PageTables,
+    /// The physical page of each 4 KiB page asked for.
+    known: RefCell<HashMap<u64, Gpa>>,
+}
+
+impl<'m, M: Memory> AddressSpace<'m, M> {
+    /// The space that `tables` describe.
+    pub fn new(memory: &'m M, tables: PageTables) -> Self {
+        Self { memory, tables, known: RefCell::default() }
+    }
+
+    /// The page tables.
+    pub fn tables(&self) -> PageTables {
+        self.tables
+    }
+
+    /// The RAM behind it.
+    pub fn memory(&self) -> &'m M {
+        self.memory
+    }
+
+    /// The physical address of `at`.
+    pub fn physical(&self, at: Gva) -> Result<Gpa, ReadError> {
+        let number = at.0 >> 12;
+        let within = at.0 & 0xfff;
+        if let Some(page) = self.known.borrow().get(&number) {
+            return Ok(Gpa(page.0 + within));
+        }
+        let (physical, _) = self.tables.translate(self.memory, at)?;
+        let mut known = self.known.borrow_mut();
+        if known.len() >= CACHED_PAGES {
+            known.clear();
+        }
+        known.insert(number, Gpa(physical.0 - within));
+        Ok(physical)
+    }
+
+    /// Fills `into` with the bytes from `at` on.
+    pub fn read(&self, at: Gva, into: &mut [u8]) -> Result<(), ReadError> {
+        let mut done = 0;
+        while done < into.len() {
+            let place = at.wrapping_add(done as u64);
+            let physical = self.physical(place)?;
+            let here = usize::try_from(0x1000 - (place.0 & 0xfff)).unwrap_or(0x1000).min(into.len() - done);
+            let outside = Unmapped::NotRam { at: place, level: 0, physical };
+            self.memory.read(physical, &mut into[done..done + here]).map_err(|_| outside)?;
+            done += here;
+        }
+        Ok(())
+    }
+
+    /// An array of bytes.
+    pub fn array<const N: usize>(&self, at: Gva) -> Result<[u8; N], ReadError> {
+        let mut bytes = [0; N];
+        self.read(at, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// 64 bits.
+    pub fn u64(&self, at: Gva) -> Result<u64, ReadError> {
+        self.array(at).map(u64::from_le_bytes)
+    }
+
+    /// 32 bits.
+    pub fn u32(&self, at: Gva) -> Result<u32, ReadError> {
+        self.array(at).map(u32::from_le_bytes)
+    }
+
+    /// A pointer.
+    pub fn pointer(&self, at: Gva) -> Result<Gva, ReadError> {
+        self.u64(at).map(Gva)
+    }
+
+    /// Text that ends with a zero byte, or at `max` bytes; what is no UTF-8 in it is replaced.
+    pub fn text(&self, at: Gva, max: usize) -> Result<String, ReadError> {
+        let mut bytes = vec![0; max.min(TEXT_BYTES)];
+        let mut done = 0;
+        // It may end close to the end of what is mapped.
+        while done < bytes.len() {
+            let place = at.wrapping_add(done as u64);
+            let here = usize::try_from(0x1000 - (place.0 & 0xfff)).unwrap_or(0x1000).min(bytes.len() - done);
+            self.read(place, &mut bytes[done..done + here])?;
+            if let Some(end) = bytes[done..done + here].iter().position(|&byte| byte == 0) {
+                bytes.truncate(done + end);
+                break;
+            }
+            done += here;
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}

@@ -1,0 +1,22 @@
+//! The update server: what the host knows of a guest's kernel, and how it looks at it.
+//!
+//! This crate has no I/O. It knows no KVM, file, socket, thread or clock: the embedder hands it the bytes of the kernel image
+//! and lets it read guest memory through the small traits in [`guest`].
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`guest`] | the seam: what is asked of the VMM |
+//! | [`image`] | the kernel image: symbols, types, unwind tables, and every place of its text that may change |
+//! | [`kernel`] | the running kernel: where it is, its memory, its modules |
+//! | [`census`] | one look at every kernel stack |
+//! | [`addr`] | guest addresses, of which there are two kinds that must not be mixed |
+//! | [`limits`] | every bound on what an image or a guest can make us do, with its reason |
+#![forbid(unsafe_code)]
+
+pub mod addr;
+mod bytes;
+pub mod census;
+pub mod guest;
+pub mod image;
+pub mod kernel;
+pub mod limits;

@@ -1,0 +1,40 @@
+//! Every bound on what an image or a guest can make us do. None is near what a real kernel needs.
+
+/// Bytes of an unpacked kernel. Debian's are 52 to 64 MiB; a small file can claim to unpack to any size.
+pub const IMAGE_BYTES: usize = 512 << 20;
+
+/// Symbols of one kernel. Debian's generic kernel has 170,000.
+pub const SYMBOLS: usize = 4 << 20;
+
+/// Types in one BTF section. Debian's kernels have 100,000.
+pub const TYPES: usize = 4 << 20;
+
+/// How deep structures may be nested in each other, or one type be another's alias.
+pub const TYPE_DEPTH: usize = 32;
+
+/// Translations that one address space remembers, of 4 KiB pages: enough for 16,000 tasks with their stacks.
+pub const CACHED_PAGES: usize = 1 << 17;
+
+/// Bytes of one piece of text out of the guest: a path has 4096.
+pub const TEXT_BYTES: usize = 4096;
+
+/// Processors of a guest: what Linux is built for at most (`CONFIG_NR_CPUS` of Debian's kernels).
+pub const CPUS: u32 = 8192;
+
+/// Modules of one kernel. Debian builds 4,000.
+pub const MODULES: usize = 8192;
+
+/// Bytes of one module's text: modules are within 2 GiB altogether, and the largest of Debian's has 5 MiB.
+pub const MODULE_BYTES: u64 = 256 << 20;
+
+/// Entries of one module's unwind table. The largest of Debian's has 200,000.
+pub const MODULE_ORCS: usize = 4 << 20;
+
+/// Symbols of one module. The largest of Debian's has 40,000.
+pub const MODULE_SYMBOLS: usize = 1 << 20;
+
+/// Tasks of one guest: the most that Linux gives numbers to (include/linux/threads.h, `PID_MAX_LIMIT`).
+pub const TASKS: usize = 4 << 20;
+
+/// Frames of one stack. A kernel stack has 16 KiB, and a frame at least 8 bytes.
+pub const FRAMES: usize = 2048;

@@ -1,0 +1,84 @@
+//! The guest's kernel for people.
+
+use std::fmt::Write;
+
+use super::duration;
+use crate::control::model::{FrameInfo, StackReport, SymbolReport, TaskInfo, TaskReport};
+
+pub(super) fn stacks(report: &StackReport) -> String {
+    let complete = report.stacks.iter().filter(|stack| stack.complete).count();
+    let mut text = format!(
+        "{}: {} stacks, {complete} of them proven to be complete{}\n",
+        report.kernel,
+        report.stacks.len(),
+        pause(report.paused_us)
+    );
+    doubts(&mut text, &report.doubts);
+    for stack in &report.stacks {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{}", title(&stack.task));
+        for FrameInfo { name, .. } in &stack.frames {
+            let _ = writeln!(text, "    {name}");
+        }
+        match &stack.doubt {
+            Some(doubt) => {
+                let _ = writeln!(text, "    ? {doubt}");
+            }
+            None if stack.frames.is_empty() => {
+                let place = if stack.task.vcpu.is_some() { "in user space" } else { "no stack any more" };
+                let _ = writeln!(text, "    ({place})");
+            }
+            None => {}
+        }
+    }
+    text
+}
+
+pub(super) fn tasks(report: &TaskReport) -> String {
+    let mut text = format!("{}: {} tasks{}\n", report.kernel, report.tasks.len(), pause(report.paused_us));
+    doubts(&mut text, &report.doubts);
+    for task in &report.tasks {
+        let _ = writeln!(text, "{}", title(task));
+    }
+    text
+}
+
+pub(super) fn symbols(report: &SymbolReport) -> String {
+    if report.symbols.is_empty() {
+        return format!("{} and its modules have no such symbol\n", report.kernel);
+    }
+    let mut text = String::new();
+    for symbol in &report.symbols {
+        let module = symbol.module.as_ref().map(|module| format!(" [{module}]")).unwrap_or_default();
+        let address = symbol.address.trim_start_matches("0x");
+        let _ = writeln!(text, "{address:0>16} {} {}{module}", symbol.kind, symbol.name);
+    }
+    text
+}
+
+fn title(task: &TaskInfo) -> String {
+    let mut text = format!("{:>7} {} {}", task.pid, task.state, task.comm);
+    if task.tgid != task.pid {
+        let _ = write!(text, ", of process {}", task.tgid);
+    }
+    if let Some(cpu) = task.idle_of {
+        let _ = write!(text, ", idle task of CPU {cpu}");
+    }
+    if let Some(vcpu) = task.vcpu {
+        let _ = write!(text, ", on vCPU {vcpu}");
+    }
+    if !task.has_run {
+        text.push_str(", has never run");
+    }
+    text
+}
+
+fn pause(us: u64) -> String {
+    if us == 0 { String::new() } else { format!("; the guest stood still for {}", duration(us)) }
+}
+
+fn doubts(text: &mut String, doubts: &[String]) {
+    for doubt in doubts {
+        let _ = writeln!(text, "? {doubt}");
+    }
+}

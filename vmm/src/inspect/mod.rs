@@ -1,0 +1,104 @@
+//! Looking into the guest's kernel from outside, by what the update server knows of it.
+//!
+//! The guest takes no part and is told nothing: a hung one is looked into like any other. It stands still only while its
+//! stacks are read.
+
+mod guest;
+mod report;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use update_server::census;
+use update_server::image::{Image, ImageError};
+use update_server::kernel::locate::NotFound;
+use update_server::kernel::model::{Model, ModelError};
+use update_server::kernel::modules::modules;
+use update_server::kernel::running::Running;
+use update_server::kernel::space::ReadError;
+
+use crate::control::model::{StackReport, SymbolReport, TaskReport};
+pub use guest::{GuestBytes, StillGuest};
+
+/// The largest file that is read as a kernel image.
+const FILE_MAX: u64 = 512 << 20;
+
+/// Why the guest's kernel cannot be looked into.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// The image's file cannot be read again.
+    #[error("the kernel image cannot be read again: {0}")]
+    File(io::Error),
+    /// It is not understood.
+    #[error("the kernel image: {0}")]
+    Image(ImageError),
+    /// It lacks what is looked at.
+    #[error("the kernel image: {0}")]
+    Model(ModelError),
+    /// It is not what runs.
+    #[error("the image's kernel is not what runs in the guest: {0}")]
+    NotFound(NotFound),
+    /// The guest's memory is not as this kernel leaves it.
+    #[error("the kernel's data cannot be followed: {0}")]
+    Memory(ReadError),
+}
+
+/// The kernel image that the guests of one VMM are booted from, read when somebody first asks.
+#[derive(Debug)]
+pub struct Inspector {
+    image: File,
+    model: Mutex<Option<Arc<Model>>>,
+}
+
+impl Inspector {
+    /// For the image in `file`, which stays the same file even when another one takes its place at its path.
+    pub fn new(file: File) -> Self {
+        Self { image: file, model: Mutex::default() }
+    }
+
+    /// What is known of the kernel. The first call reads the image, which takes up to some seconds.
+    pub fn model(&self) -> Result<Arc<Model>, InspectError> {
+        let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &*model {
+            return Ok(Arc::clone(known));
+        }
+        let image = Image::read(&self.bytes().map_err(InspectError::File)?).map_err(InspectError::Image)?;
+        let known = Arc::new(Model::new(image).map_err(InspectError::Model)?);
+        *model = Some(Arc::clone(&known));
+        Ok(known)
+    }
+
+    fn bytes(&self) -> io::Result<Vec<u8>> {
+        let len = self.image.metadata()?.len().min(FILE_MAX);
+        let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        self.image.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+}
+
+/// Every kernel stack of `guest`.
+pub fn stacks(model: &Model, guest: &StillGuest<'_>) -> Result<StackReport, InspectError> {
+    let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
+    let census = census::take(&kernel, guest).map_err(InspectError::Memory)?;
+    Ok(report::stacks(&kernel, &census))
+}
+
+/// Every task of `guest`.
+pub fn tasks(model: &Model, guest: &StillGuest<'_>) -> Result<TaskReport, InspectError> {
+    let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
+    let census = census::take(&kernel, guest).map_err(InspectError::Memory)?;
+    Ok(report::tasks(&kernel, &census))
+}
+
+/// The symbols of the kernel and its modules whose name is `filter` or that lie at the address it is; all without one.
+pub fn symbols(
+    model: &Model,
+    guest: &StillGuest<'_>,
+    filter: Option<&str>,
+) -> Result<SymbolReport, InspectError> {
+    let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
+    let modules = modules(&kernel).map_err(InspectError::Memory)?;
+    Ok(report::symbols(&kernel, &modules, filter))
+}

@@ -1,0 +1,117 @@
+//! What was found in the guest's kernel, as the control API tells it.
+
+use update_server::addr::Gva;
+use update_server::census::{self, Census, Found, Outcome, Stack, Task};
+use update_server::guest::Memory;
+use update_server::kernel::modules::Module;
+use update_server::kernel::running::Running;
+
+use crate::control::model::{
+    FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport,
+};
+
+pub(super) fn stacks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> StackReport {
+    StackReport {
+        kernel: release(kernel),
+        stacks: census.stacks.iter().map(|stack| self::stack(kernel, &census.modules, stack)).collect(),
+        doubts: census.doubts.iter().map(ToString::to_string).collect(),
+        paused_us: 0,
+    }
+}
+
+pub(super) fn tasks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> TaskReport {
+    let doubts = census.doubts.iter().map(ToString::to_string).collect();
+    let tasks = census.stacks.iter().map(|stack| task(&stack.task, stack.found)).collect();
+    TaskReport { kernel: release(kernel), tasks, doubts, paused_us: 0 }
+}
+
+pub(super) fn symbols<M: Memory>(
+    kernel: &Running<'_, M>,
+    modules: &[Module],
+    filter: Option<&str>,
+) -> SymbolReport {
+    let address = filter.and_then(|filter| u64::from_str_radix(filter.strip_prefix("0x")?, 16).ok()).map(Gva);
+    let own = kernel.model().image().symbols();
+    let mut found = Vec::new();
+    let info = |at: Gva, kind: char, name: &str, module: Option<&Module>| SymbolInfo {
+        address: at.to_string(),
+        kind: kind.to_string(),
+        name: name.to_owned(),
+        module: module.map(|module| module.name.clone()),
+    };
+    match (filter, address) {
+        (Some(_), Some(at)) => {
+            let module = modules.iter().find(|module| module.holds(at));
+            let symbol = match module {
+                Some(module) => module.symbols.containing(at),
+                None => own.containing(kernel.linked(at)),
+            };
+            if let Some((symbol, offset)) = symbol {
+                found.push(info(Gva(at.0 - offset), symbol.kind, symbol.name, module));
+            }
+        }
+        (Some(name), None) => {
+            found.extend(
+                own.named(name).map(|symbol| info(kernel.symbol_now(&symbol), symbol.kind, name, None)),
+            );
+            for module in modules {
+                let own = module.symbols.named(name);
+                found.extend(own.map(|symbol| info(symbol.address, symbol.kind, name, Some(module))));
+            }
+        }
+        (None, _) => {
+            found.extend(
+                own.iter().map(|symbol| info(kernel.symbol_now(&symbol), symbol.kind, symbol.name, None)),
+            );
+            for module in modules {
+                let own = module.symbols.iter();
+                found.extend(own.map(|symbol| info(symbol.address, symbol.kind, symbol.name, Some(module))));
+            }
+        }
+    }
+    SymbolReport {
+        kernel: release(kernel),
+        build_id: kernel.model().image().build_id().to_string(),
+        moved_by: format!("{:#x}", kernel.place().distance),
+        symbols: found,
+    }
+}
+
+fn release<M: Memory>(kernel: &Running<'_, M>) -> String {
+    kernel.model().image().release().to_owned()
+}
+
+fn stack<M: Memory>(kernel: &Running<'_, M>, modules: &[Module], stack: &Stack) -> StackInfo {
+    let frame = |frame: &census::Frame| FrameInfo {
+        address: frame.address.to_string(),
+        name: census::name(kernel, modules, frame.address, frame.behind_call),
+        behind_call: frame.behind_call,
+    };
+    StackInfo {
+        task: task(&stack.task, stack.found),
+        frames: stack.frames.iter().map(frame).collect(),
+        complete: stack.outcome == Outcome::Complete,
+        doubt: match &stack.outcome {
+            Outcome::Complete => None,
+            Outcome::Unprovable(doubt) => Some(doubt.to_string()),
+        },
+    }
+}
+
+fn task(task: &Task, found: Found) -> TaskInfo {
+    TaskInfo {
+        pid: task.pid,
+        tgid: task.tgid,
+        comm: task.comm.clone(),
+        state: task.activity.letter().to_string(),
+        kernel_thread: task.kernel_thread,
+        vcpu: match found {
+            Found::OnCpu { vcpu } => Some(vcpu),
+            Found::SwitchedOut | Found::New => None,
+        },
+        idle_of: task.idle_of,
+        has_run: found != Found::New,
+        switches: task.switches,
+        started_ns: task.start_time,
+    }
+}
