@@ -9,6 +9,7 @@
 //! | [`image`] | the kernel image: symbols, types, unwind tables, and every place of its text that may change |
 //! | [`kernel`] | the running kernel: where it is, its memory, its modules |
 //! | [`census`] | one look at every kernel stack |
+//! | [`text_check`] | the kernel's text, held against the image |
 //! | [`addr`] | guest addresses, of which there are two kinds that must not be mixed |
 //! | [`limits`] | every bound on what an image or a guest can make us do, with its reason |
 #![forbid(unsafe_code)]
@@ -20,3 +21,4 @@ pub mod guest;
 pub mod image;
 pub mod kernel;
 pub mod limits;
+pub mod text_check;

@@ -38,3 +38,9 @@ pub const TASKS: usize = 4 << 20;
 
 /// Frames of one stack. A kernel stack has 16 KiB, and a frame at least 8 bytes.
 pub const FRAMES: usize = 2048;
+
+/// Places of the text that differ for no known reason and are listed.
+pub const UNEXPLAINED: usize = 1000;
+
+/// Probes of one guest.
+pub const PROBES: usize = 1 << 20;

@@ -70,7 +70,7 @@ fn every_table_is_found_and_points_at_what_it_should() {
         for (kind, table) in SiteKind::TABLES {
             let expected = match kind {
                 SiteKind::Paravirt => old,
-                SiteKind::Call | SiteKind::Endbr => new,
+                SiteKind::Call | SiteKind::Endbr | SiteKind::RuntimeConstant => new,
                 _ => true,
             };
             assert_eq!(image.sites().count(kind) > 100, expected, "{name}: {table}");

@@ -87,6 +87,8 @@ fn every_verb_prints_for_people_and_for_programs() {
         ("stacks", "6.1.0: 1 stacks, 0 of them proven to be complete; the guest stood still for 1.50 ms"),
         ("stacks", "     17 D sleepy, of process 16\n    schedule+0x10/0x20\n    ? the stack ends"),
         ("symbols", "0000000000000010 T all"),
+        ("text-check", "  __mcount_loc        2 sites        10 bytes\ndiffering for no known reason:"),
+        ("text-check", "  schedule+0x10/0x20: cc instead of 90"),
         ("power-button", "the guest decides"),
         ("shutdown", "ends now"),
         ("openapi", "\"openapi\": \"3.1.0\""),

@@ -56,6 +56,16 @@ fn symbol(vm: &Vm, name: &str) -> Result<u64> {
     number(&report["symbols"][0]["address"]).with_context(|| format!("no symbol {name} in {report}"))
 }
 
+/// Every byte of the kernel's text that is not the image's must be where one of its tables says that it may change.
+fn text(vm: &Vm) -> Result<()> {
+    let report = vm.lucos("text-check")?;
+    let unexplained = report["unexplained"].as_array().context("no report on the text")?;
+    let list: Vec<String> = unexplained.iter().map(ToString::to_string).collect();
+    ensure!(list.is_empty(), "{} places of the text differ for no reason:\n{}", list.len(), list.join("\n"));
+    println!("text: {}", report["explained"]);
+    Ok(())
+}
+
 fn sleepers(kernel: &str) -> Result<()> {
     let mut vm = Vm::builder(kernel)?.initrd("tiny.cpio")?.cpus(2).start()?;
     vm.shell(BOOT)?;
@@ -64,6 +74,7 @@ fn sleepers(kernel: &str) -> Result<()> {
     let outside = format!("{:016x} T schedule", symbol(&vm, "schedule")?);
     ensure!(inside.trim() == outside, "the guest has {inside}, the host {outside}");
 
+    text(&vm)?;
     let before = dump(&mut vm)?;
     let report = vm.lucos("stacks")?;
     let hidden = symbol(&vm, "__sched_text_start")?..symbol(&vm, "__sched_text_end")?;

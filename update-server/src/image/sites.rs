@@ -36,6 +36,8 @@ pub enum SiteKind {
     Call,
     /// `.ibt_endbr_seal`: an ENDBR that nothing needs.
     Endbr,
+    /// `runtime_ptr_…`, `runtime_shift_…`: a number in an instruction that is known only once the kernel runs.
+    RuntimeConstant,
     /// `.smp_locks`: a LOCK prefix that a single processor does without.
     SmpLock,
     /// `__bug_table`: a UD2 that a report belongs to. It is never rewritten, but found by its address.
@@ -48,7 +50,7 @@ pub enum SiteKind {
 
 impl SiteKind {
     /// Every kind, with the table that lists it.
-    pub const TABLES: [(Self, &'static str); 14] = [
+    pub const TABLES: [(Self, &'static str); 15] = [
         (Self::Ftrace, "__mcount_loc"),
         (Self::Alternative, ".altinstructions"),
         (Self::JumpLabel, "__jump_table"),
@@ -59,6 +61,7 @@ impl SiteKind {
         (Self::Return, ".return_sites"),
         (Self::Call, ".call_sites"),
         (Self::Endbr, ".ibt_endbr_seal"),
+        (Self::RuntimeConstant, "runtime_"),
         (Self::SmpLock, ".smp_locks"),
         (Self::Bug, "__bug_table"),
         (Self::Exception, "__ex_table"),
@@ -148,6 +151,7 @@ pub(super) fn read(elf: &Elf, symbols: &Symbols) -> Result<Sites, ImageError> {
     ] {
         list.extend(tables.list_of_places(name, kind, len)?);
     }
+    list.extend(tables.runtime_constants());
     list.extend(tables.bugs()?);
     list.extend(tables.exceptions()?);
     Ok(Sites::new(list))
@@ -281,6 +285,26 @@ impl<'a> Tables<'a> {
         let is_lock = |site: &Site| matches!(self.elf.at(site.start, 1), Some([0xf0 | 0x3e]));
         let sites = places.map(site).collect::<Result<Vec<_>, _>>()?;
         Ok(sites.into_iter().filter(|site| kind != SiteKind::SmpLock || is_lock(site)).collect())
+    }
+
+    /// Each constant has a section of its own (`arch/x86/include/asm/runtime-const.h`, 6.11): of pointers, eight bytes, and
+    /// of shifts, one byte.
+    fn runtime_constants(&self) -> Vec<Site> {
+        let names = self.elf.sections().filter_map(|(name, at, len)| {
+            let bytes = if name.starts_with("runtime_ptr_") {
+                8
+            } else if name.starts_with("runtime_shift_") {
+                1
+            } else {
+                return None;
+            };
+            self.elf.at(at, len).map(|table| (Table { name: "runtime_", at, bytes: table }, bytes))
+        });
+        let sites = names.flat_map(|(table, len)| {
+            let places = (0..table.bytes.len() / 4).map(move |index| table.pointee(index * 4));
+            places.map(move |start| Site { start, len, kind: SiteKind::RuntimeConstant })
+        });
+        sites.collect()
     }
 
     /// `struct bug_entry` (include/asm-generic/bug.h), with file and line: place, file, line, flags.

@@ -5,5 +5,6 @@ pub mod locate;
 pub mod model;
 pub mod modules;
 pub mod paging;
+pub mod probes;
 pub mod running;
 pub mod space;

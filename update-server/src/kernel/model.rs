@@ -33,6 +33,8 @@ pub struct Model {
     pub(crate) interrupt_stack: u64,
     /// Where the stacks for exceptions are in the area for all of them: offset and length of each.
     pub(crate) exception_stacks: Vec<(u64, u64)>,
+    /// The table of probes, and the offset of a probe's address in it.
+    pub(crate) probes: Option<(Gva, u64)>,
 }
 
 /// Symbols that are looked at.
@@ -86,7 +88,9 @@ impl Model {
             Ok((field.offset(), field.size()))
         });
         let exception_stacks = exception_stacks.into_iter().collect::<Result<_, TypeError>>()?;
-        Ok(Self { image, layout, symbols, stack_bytes, current, interrupt_stack, exception_stacks })
+        let probes = one("kprobe_table").ok().zip(image.types().field("kprobe", "addr").ok());
+        let probes = probes.map(|(table, address)| (table, address.offset()));
+        Ok(Self { image, layout, symbols, stack_bytes, current, interrupt_stack, exception_stacks, probes })
     }
 
     /// The image.

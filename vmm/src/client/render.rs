@@ -28,6 +28,7 @@ pub(super) fn answer(verb: &Verb, body: &Value) -> String {
         Verb::Counters => read(body).map(|counters| self::counters(&counters)),
         Verb::Stacks => read(body).map(|report| kernel::stacks(&report)),
         Verb::Tasks => read(body).map(|report| kernel::tasks(&report)),
+        Verb::TextCheck => read(body).map(|report| kernel::text(&report)),
         Verb::Symbols { .. } => read(body).map(|report| kernel::symbols(&report)),
         Verb::Openapi => None,
     };

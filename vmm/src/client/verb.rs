@@ -32,6 +32,8 @@ pub enum Verb {
     Stacks,
     /// Every task of the guest, read from outside
     Tasks,
+    /// What of the kernel's text differs from its image, and why
+    TextCheck,
     /// Symbols of the running kernel, where KASLR has put them
     Symbols {
         /// A name, or an address with 0x before it; all symbols without it
@@ -56,6 +58,7 @@ impl Verb {
         Self::Counters,
         Self::Stacks,
         Self::Tasks,
+        Self::TextCheck,
         Self::Symbols { filter: None },
         Self::Shutdown,
         Self::Openapi,
@@ -81,6 +84,7 @@ impl Verb {
             Self::Counters => "/api/v1/vm.counters",
             Self::Stacks => "/api/v1/vm.stacks",
             Self::Tasks => "/api/v1/vm.tasks",
+            Self::TextCheck => "/api/v1/vm.text-check",
             Self::Symbols { .. } => "/api/v1/vm.symbols",
             Self::Shutdown => "/api/v1/vmm.shutdown",
             Self::Openapi => "/api/v1/openapi.json",

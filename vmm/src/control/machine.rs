@@ -1,7 +1,7 @@
 //! The seam between the control API and the machine.
 
 use super::model::{
-    Counters, MachineState, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport,
+    Counters, MachineState, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport, TextReport,
 };
 use crate::config::MachineSpec;
 
@@ -33,6 +33,9 @@ pub trait MachineControl: Send + Sync {
 
     /// The kernel's symbols with the name or at the address `filter`, or all; as [`MachineControl::stacks`].
     fn symbols(&self, filter: Option<&str>) -> Result<SymbolReport, ControlError>;
+
+    /// Compares the kernel's text with the image; as [`MachineControl::stacks`].
+    fn text_check(&self) -> Result<TextReport, ControlError>;
 
     /// Asks the VMM to end now, as when a power cord is pulled. Must not wait for anything: the answer to
     /// the client who asked is sent after this returned.

@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use histogram::{Bucket, Histogram};
-pub use kernel::{FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport};
+pub use kernel::{
+    Difference, FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport,
+    TextReport, TextShare,
+};
 
 use crate::config::{CpuCount, MemorySize};
 

@@ -21,7 +21,7 @@ use super::description::{self, Description};
 use super::machine::{ControlError, MachineControl};
 use super::model::{
     Accepted, ApiError, Counters, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport,
-    VersionInfo, VmInfo,
+    TextReport, VersionInfo, VmInfo,
 };
 use super::refusal::Refusal;
 use crate::config::MachineSpec;
@@ -108,6 +108,7 @@ pub(super) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(vm_stacks))
         .routes(routes!(vm_tasks))
         .routes(routes!(vm_symbols))
+        .routes(routes!(vm_text_check))
         .routes(routes!(openapi_json))
 }
 
@@ -265,6 +266,17 @@ async fn vm_symbols(
     Query(SymbolFilter { filter }): Query<SymbolFilter>,
 ) -> Result<Json<SymbolReport>, Refusal> {
     api.act_within(INSPECT_LIMIT, move |machine| machine.symbols(filter.as_deref())).await.map(Json)
+}
+
+/// The kernel's text, held against the image: what differs, and by right of which table
+///
+/// The machine must be running or paused.
+#[utoipa::path(get, path = "/api/v1/vm.text-check", tag = "kernel", responses(
+    (status = 200, body = TextReport),
+    (status = 409, description = "The machine is neither, or its kernel is not the one it was started with", body = ApiError),
+))]
+async fn vm_text_check(State(api): State<Api>) -> Result<Json<TextReport>, Refusal> {
+    api.act_within(INSPECT_LIMIT, |machine| machine.text_check()).await.map(Json)
 }
 
 /// This description

@@ -13,13 +13,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use update_server::census;
 use update_server::image::{Image, ImageError};
-use update_server::kernel::locate::NotFound;
+use update_server::kernel::locate::{NotFound, Place};
 use update_server::kernel::model::{Model, ModelError};
 use update_server::kernel::modules::modules;
 use update_server::kernel::running::Running;
 use update_server::kernel::space::ReadError;
+use update_server::text_check;
 
-use crate::control::model::{StackReport, SymbolReport, TaskReport};
+use crate::control::model::{StackReport, SymbolReport, TaskReport, TextReport};
 pub use guest::{GuestBytes, StillGuest};
 
 /// The largest file that is read as a kernel image.
@@ -40,6 +41,9 @@ pub enum InspectError {
     /// It is not what runs.
     #[error("the image's kernel is not what runs in the guest: {0}")]
     NotFound(NotFound),
+    /// Another kernel was started meanwhile.
+    #[error("the guest has started another kernel meanwhile; ask again")]
+    Changed,
     /// The guest's memory is not as this kernel leaves it.
     #[error("the kernel's data cannot be followed: {0}")]
     Memory(ReadError),
@@ -101,4 +105,33 @@ pub fn symbols(
     let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
     let modules = modules(&kernel).map_err(InspectError::Memory)?;
     Ok(report::symbols(&kernel, &modules, filter))
+}
+
+/// Where the kernel is in `guest`.
+pub fn place(model: &Model, guest: &StillGuest<'_>) -> Result<Place, InspectError> {
+    Running::find(model, guest, guest.vcpus()).map(|kernel| kernel.place()).map_err(InspectError::NotFound)
+}
+
+/// What of the kernel's text differs from the image, in a guest that may run.
+pub fn text(
+    model: &Model,
+    memory: &GuestBytes<'_>,
+    place: Place,
+) -> Result<text_check::TextReport, InspectError> {
+    text_check::check(&Running::at(model, memory, place)).map_err(InspectError::Memory)
+}
+
+/// The same looked at again in a guest that stands still, if it still runs the same kernel.
+pub fn confirm(
+    model: &Model,
+    guest: &StillGuest<'_>,
+    place: Place,
+    report: text_check::TextReport,
+) -> Result<TextReport, InspectError> {
+    let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
+    if kernel.place() != place {
+        return Err(InspectError::Changed);
+    }
+    let report = text_check::confirm(&kernel, report).map_err(InspectError::Memory)?;
+    Ok(report::text(&kernel, &report))
 }

@@ -5,9 +5,11 @@ use update_server::census::{self, Census, Found, Outcome, Stack, Task};
 use update_server::guest::Memory;
 use update_server::kernel::modules::Module;
 use update_server::kernel::running::Running;
+use update_server::text_check;
 
 use crate::control::model::{
-    FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport,
+    Difference, FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport,
+    TextReport, TextShare,
 };
 
 pub(super) fn stacks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> StackReport {
@@ -74,6 +76,27 @@ pub(super) fn symbols<M: Memory>(
         build_id: kernel.model().image().build_id().to_string(),
         moved_by: format!("{:#x}", kernel.place().distance),
         symbols: found,
+    }
+}
+
+pub(super) fn text<M: Memory>(kernel: &Running<'_, M>, report: &text_check::TextReport) -> TextReport {
+    let share = |share: text_check::Share| TextShare { sites: share.sites, bytes: share.bytes };
+    let tables = report.by_table.iter().map(|(kind, own)| (kind.table().to_owned(), share(*own)));
+    let probes = Some(("kprobes".to_owned(), share(report.by_probe))).filter(|(_, own)| own.bytes > 0);
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+    let difference = |place: &text_check::Unexplained| Difference {
+        address: place.at.to_string(),
+        name: census::name(kernel, &[], place.at, false),
+        found: hex(&place.found),
+        expected: hex(&place.expected),
+    };
+    TextReport {
+        kernel: release(kernel),
+        bytes: report.bytes,
+        explained: tables.chain(probes).collect(),
+        unexplained: report.unexplained.iter().map(difference).collect(),
+        cut: report.cut,
+        paused_us: 0,
     }
 }
 

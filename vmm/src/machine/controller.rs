@@ -12,9 +12,10 @@ use crate::config::MachineSpec;
 use crate::console::ConsoleCommands;
 use crate::control::model::{
     Counters, Histogram, MachineState, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport,
+    TextReport,
 };
 use crate::control::{ControlError, MachineControl};
-use crate::inspect::{self, InspectError, Inspector, StillGuest};
+use crate::inspect::{self, GuestBytes, InspectError, Inspector, StillGuest};
 
 /// What is known without asking the instance.
 #[derive(Debug)]
@@ -86,6 +87,22 @@ impl Controller {
             Some(instance) if status.state == needed => Ok(Arc::clone(instance)),
             _ => Err(ControlError::WrongState { operation, found: status.state, needed }),
         }
+    }
+
+    /// Lets `look` look into the guest's kernel while the guest does what it does.
+    fn look<T>(
+        &self,
+        operation: &'static str,
+        look: impl FnOnce(&Model, &GuestBytes<'_>) -> Result<T, InspectError>,
+    ) -> Result<T, ControlError> {
+        let model = self.inspector.model().map_err(refused)?;
+        let instance = self.lock().instance.clone();
+        let instance = instance.ok_or(ControlError::WrongState {
+            operation,
+            found: self.state(),
+            needed: MachineState::Running,
+        })?;
+        look(&model, &GuestBytes(instance.memory())).map_err(refused)
     }
 
     /// Lets `look` look into the guest's kernel while the guest stands still; says for how long it did, in microseconds.
@@ -189,6 +206,15 @@ impl MachineControl for Controller {
     fn symbols(&self, filter: Option<&str>) -> Result<SymbolReport, ControlError> {
         self.inspect("vm.symbols", |model, guest| inspect::symbols(model, guest, filter))
             .map(|(report, _)| report)
+    }
+
+    fn text_check(&self) -> Result<TextReport, ControlError> {
+        let (place, found_us) = self.inspect("vm.text-check", inspect::place)?;
+        // The long part, for which nothing needs to stand still.
+        let report = self.look("vm.text-check", |model, memory| inspect::text(model, memory, place))?;
+        let confirm = |model: &Model, guest: &StillGuest<'_>| inspect::confirm(model, guest, place, report);
+        let (report, paused_us) = self.inspect("vm.text-check", confirm)?;
+        Ok(TextReport { paused_us: found_us + paused_us, ..report })
     }
 
     fn shutdown(&self) {

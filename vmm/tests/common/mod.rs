@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use lucos_vmm::config::MachineSpec;
 use lucos_vmm::control::model::{
-    Counters, FrameInfo, MachineState, PauseReport, ResumeReport, StackInfo, StackReport, SymbolInfo,
-    SymbolReport, TaskInfo, TaskReport,
+    Counters, Difference, FrameInfo, MachineState, PauseReport, ResumeReport, StackInfo, StackReport,
+    SymbolInfo, SymbolReport, TaskInfo, TaskReport, TextReport, TextShare,
 };
 use lucos_vmm::control::{ControlError, MachineControl};
 
@@ -124,6 +124,23 @@ impl MachineControl for Scripted {
         let name = filter.unwrap_or("all").to_owned();
         let symbol = SymbolInfo { address: "0x10".into(), kind: "T".into(), name, module: None };
         Ok(SymbolReport { kernel: "6.1.0".into(), symbols: vec![symbol], ..SymbolReport::default() })
+    }
+
+    fn text_check(&self) -> Result<TextReport, ControlError> {
+        let explained = [("__mcount_loc".to_owned(), TextShare { sites: 2, bytes: 10 })].into();
+        let place = Difference {
+            address: "0x10".into(),
+            name: "schedule+0x10/0x20".into(),
+            found: "cc".into(),
+            expected: "90".into(),
+        };
+        Ok(TextReport {
+            kernel: "6.1.0".into(),
+            bytes: 4096,
+            explained,
+            unexplained: vec![place],
+            ..TextReport::default()
+        })
     }
 
     fn shutdown(&self) {

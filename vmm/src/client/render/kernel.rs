@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::duration;
-use crate::control::model::{FrameInfo, StackReport, SymbolReport, TaskInfo, TaskReport};
+use crate::control::model::{FrameInfo, StackReport, SymbolReport, TaskInfo, TaskReport, TextReport};
 
 pub(super) fn stacks(report: &StackReport) -> String {
     let complete = report.stacks.iter().filter(|stack| stack.complete).count();
@@ -52,6 +52,25 @@ pub(super) fn symbols(report: &SymbolReport) -> String {
         let module = symbol.module.as_ref().map(|module| format!(" [{module}]")).unwrap_or_default();
         let address = symbol.address.trim_start_matches("0x");
         let _ = writeln!(text, "{address:0>16} {} {}{module}", symbol.kind, symbol.name);
+    }
+    text
+}
+
+pub(super) fn text(report: &TextReport) -> String {
+    let mut text =
+        format!("{}: {} bytes of text compared{}\n", report.kernel, report.bytes, pause(report.paused_us));
+    let width = report.explained.keys().map(String::len).max().unwrap_or(0);
+    for (table, share) in &report.explained {
+        let _ = writeln!(text, "  {table:<width$}  {:>7} sites  {:>8} bytes", share.sites, share.bytes);
+    }
+    if report.unexplained.is_empty() {
+        text.push_str("every byte that differs is in one of these\n");
+        return text;
+    }
+    let more = if report.cut { ", of which these are the first" } else { "" };
+    let _ = writeln!(text, "differing for no known reason{more}:");
+    for place in &report.unexplained {
+        let _ = writeln!(text, "  {}: {} instead of {}", place.name, place.found, place.expected);
     }
     text
 }

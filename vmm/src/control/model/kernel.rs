@@ -1,5 +1,7 @@
 //! What the guest's kernel looks like from outside. Addresses are text, as JSON's numbers end at 2^53.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -107,4 +109,43 @@ pub struct SymbolInfo {
     /// The module that has it; none for the kernel's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub module: Option<String>,
+}
+
+/// The kernel's text, held against the image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TextReport {
+    /// Release of the kernel.
+    pub kernel: String,
+    /// How many bytes were compared.
+    pub bytes: u64,
+    /// What differs by right of each of the kernel's tables, or of the guest's probes.
+    pub explained: BTreeMap<String, TextShare>,
+    /// What differs by nobody's.
+    pub unexplained: Vec<Difference>,
+    /// Whether there is more of that than is listed.
+    pub cut: bool,
+    /// How long the guest stood still for it, in microseconds; 0 if it was paused already.
+    pub paused_us: u64,
+}
+
+/// How much differs for one reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TextShare {
+    /// Places.
+    pub sites: u64,
+    /// Bytes in them that differ.
+    pub bytes: u64,
+}
+
+/// Bytes that differ for no known reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Difference {
+    /// The first one, in hexadecimal.
+    pub address: String,
+    /// The same as `function+offset/size`.
+    pub name: String,
+    /// What is there, in hexadecimal.
+    pub found: String,
+    /// What the image has there.
+    pub expected: String,
 }

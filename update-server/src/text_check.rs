@@ -1,0 +1,154 @@
+//! The kernel's text in the guest, held against the image: which bytes differ, and by whose right.
+//!
+//! A stock kernel rewrites some 3 % of its own text while it boots, and more whenever somebody traces it. Each such place is
+//! in one of the image's tables ([`crate::image::SiteKind`]) or holds a probe that the guest has armed; what differs
+//! anywhere else is named.
+
+use std::collections::BTreeMap;
+
+use crate::addr::Gva;
+use crate::guest::Memory;
+use crate::image::{Site, SiteKind};
+use crate::kernel::probes::{Probe, probes};
+use crate::kernel::running::Running;
+use crate::kernel::space::ReadError;
+use crate::limits::UNEXPLAINED;
+
+/// Bytes compared at a time.
+const CHUNK: usize = 64 << 10;
+/// What an armed probe may have rewritten: the instruction's first byte, or a jump over whole instructions if it is
+/// optimized (`arch/x86/kernel/kprobes/opt.c`).
+const PROBE_BYTES: u64 = 5;
+
+/// How much differs for one reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Places.
+    pub sites: u64,
+    /// Bytes in them that differ.
+    pub bytes: u64,
+}
+
+/// Bytes that differ for no known reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unexplained {
+    /// The first one, where it is now.
+    pub at: Gva,
+    /// How many.
+    pub len: u64,
+    /// What they are, and what they should be.
+    pub found: Vec<u8>,
+    /// See `found`.
+    pub expected: Vec<u8>,
+}
+
+/// The result.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TextReport {
+    /// Bytes compared.
+    pub bytes: u64,
+    /// What differs by right of each table.
+    pub by_table: BTreeMap<SiteKind, Share>,
+    /// What differs by right of the guest's probes.
+    pub by_probe: Share,
+    /// What differs by nobody's.
+    pub unexplained: Vec<Unexplained>,
+    /// Whether there is more of that than is listed.
+    pub cut: bool,
+}
+
+/// Compares all of the kernel's `.text`.
+///
+/// The guest may run meanwhile: what is being rewritten at that moment is then seen half-way, which is as well explained, or
+/// looked at again in a pause by [`confirm`].
+pub fn check(kernel: &Running<'_, impl Memory>) -> Result<TextReport, ReadError> {
+    let image = kernel.model().image();
+    let probes = probes(kernel)?;
+    let mut report = TextReport::default();
+    let text = image.sections().filter(|(name, _, _)| *name == ".text");
+    for (_, start, len) in text {
+        let mut offset = 0;
+        while offset < len {
+            let here = CHUNK.min(len - offset);
+            compare(kernel, &probes, start.wrapping_add(offset as u64), here, &mut report)?;
+            offset += here;
+        }
+    }
+    Ok(report)
+}
+
+/// Looks again at what was not explained, in a guest that stands still; keeps what still is not.
+pub fn confirm(kernel: &Running<'_, impl Memory>, report: TextReport) -> Result<TextReport, ReadError> {
+    let probes = probes(kernel)?;
+    let mut again = TextReport { unexplained: Vec::new(), ..report };
+    for place in report.unexplained {
+        let len = usize::try_from(place.len).unwrap_or(usize::MAX);
+        let mut part = TextReport::default();
+        compare(kernel, &probes, kernel.linked(place.at), len, &mut part)?;
+        again.unexplained.extend(part.unexplained);
+    }
+    Ok(again)
+}
+
+/// Compares `len` bytes that were linked for `linked`.
+fn compare(
+    kernel: &Running<'_, impl Memory>,
+    probes: &[Probe],
+    linked: Gva,
+    len: usize,
+    report: &mut TextReport,
+) -> Result<(), ReadError> {
+    let image = kernel.model().image();
+    // Numbers that KASLR changes may lie across the ends.
+    let (before, behind) = (8, 8);
+    let wide = Gva(linked.0.wrapping_sub(before as u64));
+    let mut expected = match image.bytes(wide, before + len + behind) {
+        Some(bytes) => bytes[..].to_vec(),
+        None => {
+            [vec![0; before], image.bytes(linked, len).unwrap_or_default().to_vec(), vec![0; behind]].concat()
+        }
+    };
+    image.relocations().apply(wide, &mut expected, kernel.place().distance);
+    let expected = &expected[before..before + len];
+    let mut found = vec![0; len];
+    kernel.space().read(kernel.now(linked), &mut found)?;
+    report.bytes += len as u64;
+    let mut last: Option<Site> = None;
+    let differing = (0..len).filter(|&offset| found[offset] != expected[offset]);
+    for offset in differing {
+        let at = linked.wrapping_add(offset as u64);
+        let known = last.filter(|site| at.0 - site.start.0 < u64::from(site.len));
+        let site =
+            known.or_else(|| image.sites().overlapping(at, 1).find(|site| site.kind.is_rewritten()).copied());
+        if let Some(site) = site {
+            let share = report.by_table.entry(site.kind).or_default();
+            share.sites += u64::from(last != Some(site));
+            share.bytes += 1;
+            last = Some(site);
+        } else if probes
+            .iter()
+            .any(|probe| kernel.now(at).offset_from(probe.at).is_some_and(|far| far < PROBE_BYTES))
+        {
+            report.by_probe.bytes += 1;
+        } else {
+            note(report, kernel.now(at), found[offset], expected[offset]);
+        }
+    }
+    report.by_probe.sites = probes.len() as u64;
+    Ok(())
+}
+
+/// Adds one byte to what is not explained.
+fn note(report: &mut TextReport, at: Gva, found: u8, expected: u8) {
+    if let Some(last) = report.unexplained.last_mut()
+        && last.at.wrapping_add(last.len) == at
+    {
+        last.len += 1;
+        last.found.push(found);
+        last.expected.push(expected);
+    } else if report.unexplained.len() < UNEXPLAINED {
+        report.unexplained.push(Unexplained { at, len: 1, found: vec![found], expected: vec![expected] });
+    } else {
+        report.cut = true;
+    }
+}
