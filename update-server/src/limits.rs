@@ -27,14 +27,14 @@ pub const MODULES: usize = 8192;
 /// Bytes of one module's text: modules are within 2 GiB altogether, and the largest of Debian's has 5 MiB.
 pub const MODULE_BYTES: u64 = 256 << 20;
 
-/// Entries of one module's unwind table. The largest of Debian's has 200,000.
+/// Entries of the unwind tables of all modules together. The largest of Debian's has 200,000.
 pub const MODULE_ORCS: usize = 4 << 20;
 
-/// Symbols of one module. The largest of Debian's has 40,000.
-pub const MODULE_SYMBOLS: usize = 1 << 20;
+/// Symbols of all modules together. The largest of Debian's has 40,000.
+pub const MODULE_SYMBOLS: usize = 1 << 18;
 
-/// Tasks of one guest: the most that Linux gives numbers to (include/linux/threads.h, `PID_MAX_LIMIT`).
-pub const TASKS: usize = 4 << 20;
+/// Tasks of one guest. With its stack a task takes 24 KiB, so that these would take 6 GiB.
+pub const TASKS: usize = 1 << 18;
 
 /// Frames of one stack. A kernel stack has 16 KiB, and a frame at least 8 bytes.
 pub const FRAMES: usize = 2048;
@@ -42,5 +42,15 @@ pub const FRAMES: usize = 2048;
 /// Places of the text that differ for no known reason and are listed.
 pub const UNEXPLAINED: usize = 1000;
 
-/// Probes of one guest.
-pub const PROBES: usize = 1 << 20;
+/// Probes of one guest. Tracing every function by probes would take some 50,000.
+pub const PROBES: usize = 1 << 16;
+
+/// Returns of one task that tracers have taken over: the function graph tracer has room for some 50 to 500.
+pub const HOOKS: u64 = 4096;
+
+/// Trampolines of ftrace: one for each of its users, who are few.
+pub const TRAMPOLINES: usize = 4096;
+
+/// Frames and records of tracers that one census looks at, all stacks together: 64 for each of the tasks there may be. It
+/// keeps a guest that makes up stacks from being looked at for ever.
+pub const CENSUS_STEPS: u64 = 1 << 24;

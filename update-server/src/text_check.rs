@@ -125,10 +125,7 @@ fn compare(
             share.sites += u64::from(last != Some(site));
             share.bytes += 1;
             last = Some(site);
-        } else if probes
-            .iter()
-            .any(|probe| kernel.now(at).offset_from(probe.at).is_some_and(|far| far < PROBE_BYTES))
-        {
+        } else if is_probed(probes, kernel.now(at)) {
             report.by_probe.bytes += 1;
         } else {
             note(report, kernel.now(at), found[offset], expected[offset]);
@@ -136,6 +133,13 @@ fn compare(
     }
     report.by_probe.sites = probes.len() as u64;
     Ok(())
+}
+
+/// Whether a probe may have rewritten the byte at `at`.
+fn is_probed(probes: &[Probe], at: Gva) -> bool {
+    let behind = probes.partition_point(|probe| probe.at <= at);
+    let nearest = behind.checked_sub(1).map(|index| probes[index].at);
+    nearest.and_then(|start| at.offset_from(start)).is_some_and(|far| far < PROBE_BYTES)
 }
 
 /// Adds one byte to what is not explained.

@@ -73,7 +73,9 @@ fn every_table_is_found_and_points_at_what_it_should() {
                 SiteKind::Call | SiteKind::Endbr | SiteKind::RuntimeConstant => new,
                 _ => true,
             };
-            assert_eq!(image.sites().count(kind) > 100, expected, "{name}: {table}");
+            // These are two or three.
+            let least = if kind == SiteKind::FtraceCaller { 1 } else { 100 };
+            assert_eq!(image.sites().count(kind) > least, expected, "{name}: {table}");
         }
         let fentry = image.symbols().only("__fentry__").unwrap().address;
         let thunk = image.symbols().only("__x86_return_thunk").unwrap().address;
@@ -154,4 +156,36 @@ fn a_cut_or_damaged_kernel_is_an_error_and_no_panic() {
         damaged[at..at + len].fill(0xa5);
         assert!(Image::read(&damaged).is_err(), "{section} may be anything");
     }
+}
+
+#[test]
+fn a_kernel_with_random_damage_is_an_error_or_a_kernel_and_no_panic() {
+    let kernels = kernels("a_kernel_with_random_damage_is_an_error_or_a_kernel_and_no_panic");
+    let Some((_, path)) = kernels.iter().find(|(name, _)| name == "vmlinux-6.1-cloud") else { return };
+    let whole = fs::read(path).unwrap();
+    let image = Image::read(&whole).unwrap();
+    // Where each table is in the file; the headers are a table, too.
+    let mut tables = vec![(0, 4096)];
+    for section in
+        [".BTF", ".orc_unwind_ip", ".orc_unwind", ".altinstructions", ".rodata", "__bug_table", ".smp_locks"]
+    {
+        let (_, start, len) = image.sections().find(|(name, _, _)| *name == section).unwrap();
+        let contents = image.bytes(start, len).unwrap();
+        tables.push((whole.windows(256).position(|window| window == &contents[..256]).unwrap(), len));
+    }
+    let mut state = 0x5eed_u64;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let mut refused = 0;
+    for round in 0..48 {
+        let mut damaged = whole.clone();
+        let (at, len) = tables[round % tables.len()];
+        for _ in 0..=random(64) {
+            damaged[at + random(len)] = u8::try_from(random(256)).unwrap();
+        }
+        refused += usize::from(Image::read(&damaged).map(|image| Model::new(image).map(drop)).is_err());
+    }
+    assert!(refused > 0, "damage is never noticed");
 }

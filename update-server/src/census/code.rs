@@ -1,12 +1,19 @@
 //! Whose code is at an address, and by what table its frames are walked.
 
 use std::fmt::Write;
+use std::ops::Range;
 
 use crate::addr::Gva;
 use crate::guest::Memory;
-use crate::image::{OrcEntry, Symbols};
+use crate::image::{OrcEntry, SiteKind, Symbols};
 use crate::kernel::modules::Module;
 use crate::kernel::running::Running;
+use crate::kernel::trampolines::Trampoline;
+
+/// What the names of thunks for indirect calls and jumps begin with (`arch/x86/lib/retpoline.S`).
+const THUNK: &str = "__x86_indirect_";
+/// More than any thunk has.
+const THUNK_BYTES: usize = 256;
 
 /// Whose code it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +22,8 @@ pub enum CodeKind<'a> {
     Kernel,
     /// A module's.
     Module(&'a Module),
+    /// A copy that ftrace has made of one of its trampolines.
+    Trampoline(&'a Trampoline),
     /// Nobody's that is known.
     Unknown,
 }
@@ -31,14 +40,15 @@ impl Eq for Module {}
 #[derive(Debug)]
 pub struct Code<'a, 'g, M> {
     kernel: &'a Running<'g, M>,
-    modules: &'a [Module],
     /// The kernel's text, where it is now: from first to last section with instructions.
-    text: Vec<std::ops::Range<Gva>>,
+    text: Vec<Range<Gva>>,
+    /// All other code, by its first address.
+    others: Vec<(Range<Gva>, CodeKind<'a>)>,
 }
 
 impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
-    /// The code of a kernel with these modules.
-    pub fn new(kernel: &'a Running<'g, M>, modules: &'a [Module]) -> Self {
+    /// The code of a kernel with these modules and trampolines.
+    pub fn new(kernel: &'a Running<'g, M>, modules: &'a [Module], trampolines: &'a [Trampoline]) -> Self {
         let image = kernel.model().image();
         let text = image
             .sections()
@@ -48,7 +58,13 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
                 start..start.wrapping_add(len as u64)
             })
             .collect();
-        Self { kernel, modules, text }
+        let texts = modules.iter().flat_map(|module| {
+            [&module.text, &module.init_text].map(|text| (text.clone(), CodeKind::Module(module)))
+        });
+        let copies = trampolines.iter().map(|copy| (copy.text.clone(), CodeKind::Trampoline(copy)));
+        let mut others: Vec<_> = texts.chain(copies).filter(|(text, _)| !text.is_empty()).collect();
+        others.sort_by_key(|(text, _)| text.start);
+        Self { kernel, text, others }
     }
 
     /// Whose code is at `at`.
@@ -56,7 +72,10 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
         if self.text.iter().any(|range| range.contains(&at)) {
             return CodeKind::Kernel;
         }
-        self.modules.iter().find(|module| module.holds(at)).map_or(CodeKind::Unknown, CodeKind::Module)
+        // Two pieces of code do not overlap, unless the guest lies.
+        let behind = self.others.partition_point(|(text, _)| text.start <= at);
+        let nearest = behind.checked_sub(1).map(|index| &self.others[index]);
+        nearest.filter(|(text, _)| text.contains(&at)).map_or(CodeKind::Unknown, |(_, kind)| *kind)
     }
 
     /// How to walk on from an instruction at `at`.
@@ -67,9 +86,37 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
                 Ok(orc) => orc.entry(at),
                 Err(why) => return Err(format!("the unwind table of module {}: {why}", module.name)),
             },
+            CodeKind::Trampoline(trampoline) => {
+                let original = trampoline.copy_of.wrapping_add(at.0 - trampoline.text.start.0);
+                self.kernel.model().image().orc().entry(original)
+            }
             CodeKind::Unknown => return Err("code of nobody that is known".to_owned()),
         };
         entry.ok_or_else(|| "no entry in the unwind table".to_owned())
+    }
+
+    /// The piece of patched code that `at` is in, with its length: an alternative, or a thunk for indirect calls.
+    pub(super) fn patched(&self, at: Gva) -> Option<(Gva, usize)> {
+        if self.kind(at) != CodeKind::Kernel {
+            return None;
+        }
+        let image = self.kernel.model().image();
+        let linked = self.kernel.linked(at);
+        let alternatives =
+            image.sites().overlapping(linked, 1).filter(|site| site.kind == SiteKind::Alternative);
+        if let Some(site) = alternatives.max_by_key(|site| site.len) {
+            let (symbol, _) = image.symbols().containing(linked)?;
+            if !symbol.name.starts_with(THUNK) {
+                return Some((self.kernel.now(site.start), usize::from(site.len)));
+            }
+        }
+        let (symbol, _) =
+            image.symbols().containing(linked).filter(|(symbol, _)| symbol.name.starts_with(THUNK))?;
+        let end = image.symbols().next_behind(linked)?;
+        Some((
+            self.kernel.now(symbol.address),
+            usize::try_from(end.0 - symbol.address.0).ok()?.min(THUNK_BYTES),
+        ))
     }
 
     /// An address as the kernel's own traces have it: `function+0x12/0x34 [module]`. One behind a call belongs to the
@@ -81,6 +128,7 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
                 (self.kernel.model().image().symbols(), self.kernel.linked(within), String::new())
             }
             CodeKind::Module(module) => (&module.symbols, within, format!(" [{}]", module.name)),
+            CodeKind::Trampoline(_) => return format!("{at} [ftrace trampoline]"),
             CodeKind::Unknown => return at.to_string(),
         };
         let Some((symbol, offset)) = symbols.containing(place) else { return format!("{at}{suffix}") };

@@ -1,6 +1,7 @@
 //! What could not be proven.
 
 use crate::addr::Gva;
+use crate::kernel::space::ReadError;
 
 /// Something that cannot be proven.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,12 +14,24 @@ pub enum Doubt {
         vcpu: u32,
     },
     /// Which task a vCPU runs.
-    #[error("vCPU {vcpu} runs a task at {task} that is none")]
+    #[error("vCPU {vcpu} at {at} is on no task's stack ({stack:?}); its processor's record has {task}")]
     NoTask {
         /// The vCPU.
         vcpu: u32,
+        /// Its next instruction.
+        at: Gva,
+        /// The lower end of the stack that it is on, or that its interrupts came from.
+        stack: Option<Gva>,
         /// What its processor's record says.
         task: Gva,
+    },
+    /// What a list holds behind some point.
+    #[error("{what} cannot be followed: {source}")]
+    Unreadable {
+        /// The list.
+        what: &'static str,
+        /// What is in the way.
+        source: ReadError,
     },
     /// Where a list ends.
     #[error("{what} does not end")]
@@ -54,6 +67,12 @@ pub enum Doubt {
         /// Where it is.
         slot: Gva,
     },
+    /// Where a frame returns to that a tracer has taken over.
+    #[error("a tracer has taken over the return at {slot}, and the task's record does not say from where")]
+    Hooked {
+        /// Where the address is.
+        slot: Gva,
+    },
     /// That the stack ends where it seems to.
     #[error("the stack ends at {at}, where no stack ends")]
     WrongEnd {
@@ -65,6 +84,12 @@ pub enum Doubt {
     Circle {
         /// Where.
         at: Gva,
+    },
+    /// More frames, all stacks together, than there can be.
+    #[error("all stacks together have more than {limit} frames")]
+    TooMuch {
+        /// The limit.
+        limit: u64,
     },
     /// More frames than there can be.
     #[error("more than {limit} frames")]

@@ -3,8 +3,10 @@
 //! What is found is evidence and no judgement: for each stack the frames on it, and whether they are all of them. Doubt is
 //! an answer of its own, [`Outcome::Unprovable`], with what could not be proven.
 
+mod bounds;
 mod code;
 mod doubt;
+mod patched;
 mod stacks;
 mod tasks;
 mod unwind;
@@ -14,6 +16,7 @@ use crate::guest::{Memory, Paused};
 use crate::kernel::modules::{Module, modules};
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
+use crate::kernel::trampolines::{Trampoline, trampolines};
 
 pub use code::{Code, CodeKind};
 pub use doubt::{Doubt, Outcome};
@@ -58,25 +61,29 @@ pub struct Census {
     pub stacks: Vec<Stack>,
     /// The modules that were loaded.
     pub modules: Vec<Module>,
+    /// The trampolines that ftrace had made.
+    pub trampolines: Vec<Trampoline>,
     /// What was not found that should be there, or found where it should not be.
     pub doubts: Vec<Doubt>,
 }
 
 /// Looks at every stack of a guest that stands still.
 pub fn take<M: Paused>(kernel: &Running<'_, M>, guest: &M) -> Result<Census, ReadError> {
-    let modules = modules(kernel)?;
-    let code = Code::new(kernel, &modules);
+    let mut doubts = Vec::new();
+    let (modules, end) = modules(kernel);
+    doubts.extend(end.map(|source| Doubt::Unreadable { what: "the list of modules", source }));
+    let trampolines = trampolines(kernel)?;
+    let code = Code::new(kernel, &modules, &trampolines);
     let areas = kernel.per_cpu_areas()?;
     let cpus: Vec<CpuStacks> = areas
         .iter()
         .enumerate()
         .filter_map(|(cpu, area)| area.map(|area| CpuStacks::read(kernel, cpu, area)))
         .collect::<Result<_, _>>()?;
-    let mut doubts = Vec::new();
-    let tasks = tasks::all(kernel, &cpus, &mut doubts)?;
+    let tasks = tasks::all(kernel, &cpus, &mut doubts);
     let unwinder = Unwinder::new(kernel, &code);
     let mut stacks: Vec<Option<Stack>> = tasks.iter().map(|_| None).collect();
-    for vcpu in guest.vcpus().iter().filter(|vcpu| vcpu.started) {
+    for vcpu in guest.vcpus().iter().filter(|vcpu| stacks::is_in_kernel(vcpu)) {
         let Some(cpu) = stacks::cpu_of(kernel, vcpu, &cpus) else {
             doubts.push(Doubt::NoCpu { vcpu: vcpu.id });
             continue;
@@ -94,15 +101,20 @@ pub fn take<M: Paused>(kernel: &Running<'_, M>, guest: &M) -> Result<Census, Rea
                 let task = tasks[index].clone();
                 stacks[index] = Some(Stack { task, found, frames: walk.frames, outcome: walk.outcome });
             }
-            None => doubts.push(Doubt::NoTask { vcpu: vcpu.id, task: cpu.current }),
+            None => doubts.push(Doubt::NoTask {
+                vcpu: vcpu.id,
+                at: Gva(vcpu.rip),
+                stack: walk.last_stack,
+                task: cpu.current,
+            }),
         }
     }
     let finish = |(task, stack): (Task, Option<Stack>)| stack.unwrap_or_else(|| unwinder.switched_out(task));
     let stacks = tasks.into_iter().zip(stacks).map(finish).collect();
-    Ok(Census { stacks, modules, doubts })
+    Ok(Census { stacks, modules, trampolines, doubts })
 }
 
 /// What is at an address of the kernel's text, for people.
 pub fn name<M: Memory>(kernel: &Running<'_, M>, modules: &[Module], at: Gva, behind_call: bool) -> String {
-    Code::new(kernel, modules).name(at, behind_call)
+    Code::new(kernel, modules, &[]).name(at, behind_call)
 }

@@ -14,7 +14,7 @@ pub enum StackKind {
     Task,
     /// Interrupts, and what they leave to be done at once.
     Interrupt,
-    /// Exceptions that must not trust the stack they meet: NMI, #DB, #MC, #DF, #VC.
+    /// Exceptions that must not trust the stack they meet: NMI, #DB, #MC, #DF, #VC; and the first steps into the kernel.
     Exception,
 }
 
@@ -25,6 +25,8 @@ const TOP_SLOT: u64 = 8;
 /// many of its bits do.
 const CPU_NODE_ENTRY: u64 = 15;
 const CPU_BITS: u32 = 12;
+/// The bit of a segment's descriptor that says that there is one (Intel SDM vol. 3A, 3.4.5).
+const PRESENT: u64 = 1 << 47;
 
 /// One processor of the guest.
 #[derive(Debug, Clone)]
@@ -75,10 +77,19 @@ impl CpuStacks {
     }
 }
 
+/// Whether a vCPU is beyond the first steps of a processor that is being brought up: those are below 1 MiB, where no kernel
+/// and no firmware that it calls is, and have no stack (`arch/x86/realmode/rm`).
+pub(super) fn is_in_kernel(vcpu: &Vcpu) -> bool {
+    const PAGING: u64 = 1 << 31;
+    let trampoline = vcpu.cpl == 0 && vcpu.rip < 1 << 20;
+    vcpu.started && vcpu.cr0 & PAGING != 0 && !trampoline
+}
+
 /// Which of the guest's processors a vCPU is.
 ///
 /// GS leads to the per-CPU area in the kernel and is user space's to choose otherwise, NMIs at the wrong moment included; so
-/// the number is taken from a table of the kernel's that user space cannot write, and GS must agree.
+/// the number is taken from a table of the kernel's that user space cannot write, and GS must agree. Before a new
+/// processor has that table, it has not been to user space, and GS is enough.
 pub(super) fn cpu_of<'c>(
     kernel: &Running<'_, impl Memory>,
     vcpu: &Vcpu,
@@ -87,6 +98,9 @@ pub(super) fn cpu_of<'c>(
     let entry = Gva(vcpu.gdt_base).wrapping_add(CPU_NODE_ENTRY * 8);
     // Descriptor format: Intel SDM vol. 3A, 3.4.5; the limit's low 16 bits come first, its high four are in byte 6.
     let descriptor = kernel.space().u64(entry).ok()?;
+    if descriptor & PRESENT == 0 {
+        return cpus.iter().find(|cpu| cpu.area.0 == vcpu.gs_base);
+    }
     let limit = descriptor & 0xffff | descriptor >> 32 & 0xf_0000;
     let number = u32::try_from(limit & ((1 << CPU_BITS) - 1)).ok()?;
     let cpu = cpus.iter().find(|cpu| cpu.cpu == number)?;

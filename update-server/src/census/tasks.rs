@@ -1,6 +1,6 @@
 //! Every task: those on the kernel's list, the idle ones, and those on a run queue that have left the list.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::doubt::Doubt;
 use super::stacks::CpuStacks;
@@ -86,44 +86,68 @@ pub(super) fn all(
     kernel: &Running<'_, impl Memory>,
     cpus: &[CpuStacks],
     doubts: &mut Vec<Doubt>,
-) -> Result<Vec<Task>, ReadError> {
-    let mut tasks = Tasks { kernel, seen: HashSet::new(), list: Vec::new() };
-    let init = kernel.now(kernel.model().symbols.init_task);
-    let layout = &kernel.model().layout.task;
-    // Processes, by their first threads; then each one's threads.
-    let mut leader = init;
-    loop {
-        tasks.threads(leader, doubts)?;
-        let link = kernel.space().pointer(leader.wrapping_add(layout.tasks))?;
-        leader = Gva(link.0.wrapping_sub(layout.tasks));
-        if leader == init {
-            break;
-        }
-        if tasks.list.len() >= TASKS {
-            doubts.push(Doubt::Endless { what: "the list of tasks" });
-            break;
-        }
+) -> Vec<Task> {
+    let mut tasks = Tasks { kernel, seen: HashMap::new(), list: Vec::new(), queued: 0 };
+    if let Err(source) = tasks.on_the_list(doubts) {
+        doubts.push(Doubt::Unreadable { what: "the list of tasks", source });
     }
     for cpu in cpus {
-        tasks.add(cpu.idle, Some(cpu.cpu))?;
-        // Those that have a processor may have left the list.
-        for task in [cpu.current, cpu.queue_current] {
-            tasks.add(task, None)?;
+        if tasks.is_full() || tasks.queued > TASKS {
+            break;
         }
-        for task in tasks.queued(cpu, doubts)? {
-            tasks.add(task, None)?;
+        if let Err(source) = tasks.of_cpu(cpu, doubts) {
+            doubts.push(Doubt::Unreadable { what: "a run queue", source });
         }
     }
-    Ok(tasks.list)
+    tasks.list
 }
 
 struct Tasks<'a, 'g, M> {
     kernel: &'a Running<'g, M>,
-    seen: HashSet<Gva>,
+    /// Where in the list each is.
+    seen: HashMap<Gva, usize>,
     list: Vec<Task>,
+    /// How many places on run queues were looked at, all processors together.
+    queued: usize,
 }
 
 impl<M: Memory> Tasks<'_, '_, M> {
+    /// Processes, by their first threads; then each one's threads.
+    fn on_the_list(&mut self, doubts: &mut Vec<Doubt>) -> Result<(), ReadError> {
+        let init = self.kernel.now(self.kernel.model().symbols.init_task);
+        let layout = &self.kernel.model().layout.task;
+        let mut leader = init;
+        loop {
+            self.threads(leader, doubts)?;
+            let link = self.kernel.space().pointer(leader.wrapping_add(layout.tasks))?;
+            leader = Gva(link.0.wrapping_sub(layout.tasks));
+            if leader == init {
+                return Ok(());
+            }
+            // What comes twice comes for ever.
+            if self.is_full() || self.seen.contains_key(&leader) {
+                doubts.push(Doubt::Endless { what: "the list of tasks" });
+                return Ok(());
+            }
+        }
+    }
+
+    /// Those that have a processor, or wait for it, and may have left the list.
+    fn of_cpu(&mut self, cpu: &CpuStacks, doubts: &mut Vec<Doubt>) -> Result<(), ReadError> {
+        self.add(cpu.idle, Some(cpu.cpu))?;
+        for task in [cpu.current, cpu.queue_current] {
+            self.add(task, None)?;
+        }
+        for task in self.queued(cpu, doubts)? {
+            self.add(task, None)?;
+        }
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.list.len() >= TASKS
+    }
+
     /// A process, its first thread being `leader`.
     fn threads(&mut self, leader: Gva, doubts: &mut Vec<Doubt>) -> Result<(), ReadError> {
         let layout = &self.kernel.model().layout;
@@ -132,8 +156,9 @@ impl<M: Memory> Tasks<'_, '_, M> {
         let signal = space.pointer(leader.wrapping_add(layout.task.signal))?;
         let head = signal.wrapping_add(layout.thread_head);
         let mut link = space.pointer(head)?;
+        let mut links = HashSet::new();
         while link != head {
-            if self.list.len() >= TASKS {
+            if self.is_full() || !links.insert(link) {
                 doubts.push(Doubt::Endless { what: "a list of threads" });
                 break;
             }
@@ -144,12 +169,14 @@ impl<M: Memory> Tasks<'_, '_, M> {
     }
 
     /// Those that wait for a processor, of the ordinary scheduling class.
-    fn queued(&self, cpu: &CpuStacks, doubts: &mut Vec<Doubt>) -> Result<Vec<Gva>, ReadError> {
+    fn queued(&mut self, cpu: &CpuStacks, doubts: &mut Vec<Doubt>) -> Result<Vec<Gva>, ReadError> {
         let layout = &self.kernel.model().layout;
         let mut found = Vec::new();
+        let mut seen = HashSet::new();
         let mut link = self.kernel.space().pointer(cpu.fair_tasks)?;
         while link != cpu.fair_tasks {
-            if found.len() >= TASKS {
+            self.queued += 1;
+            if self.queued > TASKS || !seen.insert(link) {
                 doubts.push(Doubt::Endless { what: "a run queue" });
                 break;
             }
@@ -161,12 +188,12 @@ impl<M: Memory> Tasks<'_, '_, M> {
 
     fn add(&mut self, at: Gva, idle_of: Option<u32>) -> Result<(), ReadError> {
         // The first idle task is also what the list of tasks begins with.
-        if idle_of.is_some()
-            && let Some(known) = self.list.iter_mut().find(|task| task.address == at)
-        {
-            known.idle_of = idle_of;
+        if let Some(&index) = self.seen.get(&at) {
+            let known = &mut self.list[index];
+            known.idle_of = known.idle_of.or(idle_of);
+            return Ok(());
         }
-        if at.0 == 0 || !self.seen.insert(at) {
+        if at.0 == 0 {
             return Ok(());
         }
         let (space, model) = (self.kernel.space(), self.kernel.model());
@@ -188,6 +215,7 @@ impl<M: Memory> Tasks<'_, '_, M> {
             start_time: word(layout.start_time)?,
             idle_of,
         });
+        self.seen.insert(at, self.list.len() - 1);
         Ok(())
     }
 }

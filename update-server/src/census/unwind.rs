@@ -1,16 +1,21 @@
 //! From frame to frame, as the kernel's own unwinder goes (`arch/x86/kernel/unwind_orc.c`, 6.1 and 6.12), and more suspicious:
 //! what it takes for the end of knowledge, or for a good guess, is doubt here.
 
+use std::cell::Cell;
+
+use super::bounds::Bounds;
 use super::code::Code;
 use super::doubt::{Doubt, Outcome};
-use super::stacks::{CpuStacks, StackKind};
+use super::patched;
+use super::stacks::CpuStacks;
 use super::tasks::Task;
 use super::{Found, Stack};
 use crate::addr::Gva;
 use crate::guest::{Memory, Registers, Vcpu};
-use crate::image::{Base, FrameKind, Register};
+use crate::image::{Base, FrameKind, OrcEntry, Register};
+use crate::kernel::hooks;
 use crate::kernel::running::Running;
-use crate::limits::FRAMES;
+use crate::limits::{CENSUS_STEPS, FRAMES};
 
 /// One frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +26,24 @@ pub struct Frame {
     pub behind_call: bool,
     /// Where on the stack the address is; `None` for what is in a vCPU's registers.
     pub slot: Option<Gva>,
+}
+
+/// How to walk on from a function's first instruction.
+const AT_ENTRY: OrcEntry = OrcEntry {
+    sp: Base::Sp,
+    sp_offset: 8,
+    bp: Base::Undefined,
+    bp_offset: 0,
+    kind: FrameKind::Call,
+    signal: false,
+};
+
+/// How to walk on from registers that have just been saved.
+const SAVED: OrcEntry = OrcEntry { sp_offset: 0, kind: FrameKind::Registers, signal: true, ..AT_ENTRY };
+
+/// Where the user's registers are at the top of a stack: kernels that know FRED leave room for 16 bytes more.
+fn bottoms(top: Gva, registers: u64) -> [Gva; 2] {
+    [registers, registers + 16].map(|bytes| Gva(top.0.wrapping_sub(bytes)))
 }
 
 /// What a walk has found.
@@ -59,11 +82,13 @@ enum Saved {
 pub(super) struct Unwinder<'a, 'g, M> {
     kernel: &'a Running<'g, M>,
     code: &'a Code<'a, 'g, M>,
+    /// How much more all walks together may look at.
+    steps: Cell<u64>,
 }
 
 impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
     pub(super) fn new(kernel: &'a Running<'g, M>, code: &'a Code<'a, 'g, M>) -> Self {
-        Self { kernel, code }
+        Self { kernel, code, steps: Cell::new(CENSUS_STEPS) }
     }
 
     /// The stack of a vCPU that stands still.
@@ -83,7 +108,12 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         self.walk(
             state,
             first,
-            Bounds { cpu: Some(cpu), task: None, task_bytes: self.kernel.model().stack_bytes },
+            Bounds {
+                cpu: Some(cpu),
+                task: None,
+                task_bytes: self.kernel.model().stack_bytes,
+                task_struct: cpu.current,
+            },
         )
     }
 
@@ -95,6 +125,11 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         if dead {
             // Its last processor has let go of it; only what its parent wants to know is left.
             return Stack { task, found: Found::SwitchedOut, frames: Vec::new(), outcome: Outcome::Complete };
+        }
+        let top = task.stack.wrapping_add(model.stack_bytes);
+        if task.idle_of.is_some() && bottoms(top, model.layout.registers_bytes).contains(&at) {
+            // Its processor is about to be brought up, and it will begin with an empty stack.
+            return Stack { task, found: Found::New, frames: Vec::new(), outcome: Outcome::Complete };
         }
         let layout = &model.layout.inactive;
         let slot = at.wrapping_add(layout.return_address);
@@ -113,7 +148,12 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             saved: Saved::None,
         };
         let first = Frame { address: ip, behind_call: !new, slot: Some(slot) };
-        let bounds = Bounds { cpu: None, task: Some(task.stack), task_bytes: model.stack_bytes };
+        let bounds = Bounds {
+            cpu: None,
+            task: Some(task.stack),
+            task_bytes: model.stack_bytes,
+            task_struct: task.address,
+        };
         let walk = self.walk(state, first, bounds);
         Stack { task, found, frames: walk.frames, outcome: walk.outcome }
     }
@@ -123,6 +163,9 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         let outcome = loop {
             if frames.len() > FRAMES {
                 break Outcome::Unprovable(Doubt::TooDeep { limit: FRAMES });
+            }
+            if self.steps.replace(self.steps.get().saturating_sub(1)) == 0 {
+                break Outcome::Unprovable(Doubt::TooMuch { limit: CENSUS_STEPS });
             }
             match self.step(&mut state, &mut bounds) {
                 Ok(Some(frame)) => frames.push(frame),
@@ -136,7 +179,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
     /// Goes to the caller, or returns `None` at the outermost frame.
     fn step(&self, state: &mut State, bounds: &mut Bounds<'_>) -> Result<Option<Frame>, Doubt> {
         let at = if state.signal { state.ip } else { Gva(state.ip.0.wrapping_sub(1)) };
-        let orc = self.code.orc(at).map_err(|why| Doubt::NoTable { at: state.ip, why })?;
+        let orc = self.orc(state, at)?;
         match orc.kind {
             FrameKind::Undefined => {
                 let why = "the unwind table says that nobody knows".to_owned();
@@ -164,7 +207,9 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         let frame = match orc.kind {
             FrameKind::Call => {
                 let slot = sp.wrapping_offset(-8);
-                let ip = self.word(slot, bounds)?;
+                let found = self.word(slot, bounds)?;
+                let real = hooks::real_return(self.kernel, bounds.task_struct, found, slot, &self.steps);
+                let ip = real.ok().flatten().ok_or(Doubt::Hooked { slot })?;
                 *state = State { ip, sp, saved: Saved::None, ..*state };
                 self.check_call(ip, slot)?;
                 Frame { address: ip, behind_call: true, slot: Some(slot) }
@@ -203,6 +248,46 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         Ok(Some(frame))
     }
 
+    /// How to walk on from `at`. Where a vCPU stands in code that was patched, the table alone does not tell.
+    fn orc(&self, state: &State, at: Gva) -> Result<OrcEntry, Doubt> {
+        let no_table = |why| Doubt::NoTable { at: state.ip, why };
+        let mut found = self.code.orc(at).map_err(no_table)?;
+        if !matches!(state.saved, Saved::Vcpu(_) | Saved::Stack(_)) || !state.signal {
+            return Ok(found);
+        }
+        if let Some((start, len)) = self.code.patched(at) {
+            let mut code = vec![0; len];
+            if self.registers_are_saved(start, at) {
+                return Ok(SAVED);
+            }
+            let base = if found.kind == FrameKind::Undefined {
+                // At its start a thunk's stack is as at that of a function.
+                Some(AT_ENTRY)
+            } else {
+                self.code.orc(start).ok().filter(|orc| orc.kind == FrameKind::Call && orc.sp == Base::Sp)
+            };
+            if let Some(base) = base
+                && self.kernel.space().read(start, &mut code).is_ok()
+                && let Some(depth) = patched::depth(&code, start.0, at.0)
+                && let Ok(offset) = i16::try_from(i64::from(base.sp_offset) + depth)
+            {
+                found = OrcEntry { sp_offset: offset, ..base };
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether `at` is behind the call that has just saved an interruption's registers, with the next instruction moving to
+    /// the stack of its task. The table knows only what is before and behind both, which are one alternative
+    /// (`idtentry_body` in `arch/x86/entry/entry_64.S`).
+    fn registers_are_saved(&self, start: Gva, at: Gva) -> bool {
+        const CALL: u64 = 5;
+        let Ok([0xe8, distance @ ..]) = self.kernel.space().array::<5>(start) else { return false };
+        let target = start.wrapping_add(CALL).wrapping_offset(i64::from(i32::from_le_bytes(distance)));
+        let saves = self.kernel.model().symbols.error_entry.map(|linked| self.kernel.now(linked));
+        saves == Some(target) && at == start.wrapping_add(CALL)
+    }
+
     /// 64 bits of a stack.
     fn word(&self, at: Gva, bounds: &mut Bounds<'_>) -> Result<Gva, Doubt> {
         bounds.check(at)?;
@@ -236,10 +321,12 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         }
     }
 
-    /// Whether the processor was in user space at the only place where a task's stack may say so: its top.
+    /// Whether the processor was in user space at the only place where a stack may say so: its top.
     fn check_user_end(&self, start: Gva, bounds: &Bounds<'_>) -> Result<(), Doubt> {
-        let end = start.wrapping_add(self.kernel.model().layout.registers_bytes);
-        if bounds.ends_at(end) { Ok(()) } else { Err(Doubt::WrongEnd { at: start }) }
+        let registers = self.kernel.model().layout.registers_bytes;
+        let tops = bounds.tops();
+        let is_end = tops.into_iter().any(|top| bottoms(top, registers).contains(&start));
+        if is_end { Ok(()) } else { Err(Doubt::WrongEnd { at: start }) }
     }
 
     /// Whether `address`, found at `slot`, was left there by a call (Intel SDM vol. 2A, CALL).
@@ -247,8 +334,14 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         let mut bytes = [0; 7];
         let before = Gva(address.0.wrapping_sub(7));
         let readable = self.kernel.space().read(before, &mut bytes).is_ok();
-        let new = address == self.kernel.now(self.kernel.model().symbols.fork_return);
-        if new || readable && ends_with_call(bytes) { Ok(()) } else { Err(Doubt::NoCall { address, slot }) }
+        // What called init code, and was init code, is no longer in memory.
+        let (model, linked) = (self.kernel.model(), self.kernel.linked(before));
+        let image = model.image().bytes(linked, bytes.len()).and_then(|bytes| bytes.try_into().ok());
+        let called = readable && ends_with_call(bytes) || image.is_some_and(ends_with_call);
+        let (start, end) = model.symbols.secondary_start;
+        let begun = address == self.kernel.now(model.symbols.fork_return)
+            || address > self.kernel.now(start) && address < self.kernel.now(end);
+        if called || begun { Ok(()) } else { Err(Doubt::NoCall { address, slot }) }
     }
 }
 
@@ -269,54 +362,6 @@ fn ends_with_call(bytes: [u8; 7]) -> bool {
         digit == 2 && len == 2 + sib + displacement
     };
     bytes[2] == 0xe8 || [2, 3, 4, 6, 7].into_iter().any(indirect)
-}
-
-/// The stacks that a walk may be on.
-#[derive(Debug)]
-struct Bounds<'c> {
-    cpu: Option<&'c CpuStacks>,
-    /// The lower end of the task's stack, once it is known.
-    task: Option<Gva>,
-    task_bytes: u64,
-}
-
-impl Bounds<'_> {
-    /// Whether 8 bytes at `at` are on one of the stacks.
-    fn check(&mut self, at: Gva) -> Result<(), Doubt> {
-        match self.stack_of(at) {
-            Some(_) => Ok(()),
-            // A vCPU's task is told by its stack, which is where its processor's own stacks lead to.
-            None if self.task.is_none() && at.0 >> 63 == 1 => {
-                self.task = Some(Gva(at.0 & !(self.task_bytes - 1)));
-                Ok(())
-            }
-            None => Err(Doubt::OffStack { at }),
-        }
-    }
-
-    fn stack_of(&self, at: Gva) -> Option<(StackKind, Gva)> {
-        let fits = |start: Gva, end: Gva| at >= start && at.0 <= end.0.wrapping_sub(8);
-        if let Some(start) = self.task.filter(|&start| fits(start, start.wrapping_add(self.task_bytes))) {
-            return Some((StackKind::Task, start));
-        }
-        let ranges = self.cpu.into_iter().flat_map(|cpu| &cpu.ranges);
-        ranges
-            .into_iter()
-            .find(|(_, range)| fits(range.start, range.end))
-            .map(|(kind, range)| (*kind, range.start))
-    }
-
-    /// A frame further out is further up on the same stack.
-    fn check_direction(&self, before: Gva, now: Gva) -> Result<(), Doubt> {
-        let same = self.stack_of(before).is_some() && self.stack_of(before) == self.stack_of(now);
-        if same && now <= before { Err(Doubt::Circle { at: before }) } else { Ok(()) }
-    }
-
-    /// Whether the task's stack ends at `end`, or close to it: kernels that know FRED leave room for 16 bytes more.
-    fn ends_at(&self, end: Gva) -> bool {
-        let top = self.task.map(|start| start.wrapping_add(self.task_bytes));
-        top.is_some_and(|top| top == end || top.0 == end.0.wrapping_add(16))
-    }
 }
 
 #[cfg(test)]

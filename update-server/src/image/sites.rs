@@ -18,6 +18,8 @@ use crate::bytes::{i32_at, u64_at};
 pub enum SiteKind {
     /// `__mcount_loc`: the call or nop at a function's entry that ftrace and BPF attach to.
     Ftrace,
+    /// `ftrace_call` and its like: the calls in ftrace's own code to whoever traces.
+    FtraceCaller,
     /// `.altinstructions`: instructions chosen by what the processor can do.
     Alternative,
     /// `__jump_table`: a jump or nop of a static key.
@@ -50,8 +52,9 @@ pub enum SiteKind {
 
 impl SiteKind {
     /// Every kind, with the table that lists it.
-    pub const TABLES: [(Self, &'static str); 15] = [
+    pub const TABLES: [(Self, &'static str); 16] = [
         (Self::Ftrace, "__mcount_loc"),
+        (Self::FtraceCaller, "ftrace_call"),
         (Self::Alternative, ".altinstructions"),
         (Self::JumpLabel, "__jump_table"),
         (Self::StaticCall, ".static_call_sites"),
@@ -141,6 +144,7 @@ pub(super) fn read(elf: &Elf, symbols: &Symbols) -> Result<Sites, ImageError> {
     list.extend(tables.jump_labels()?);
     list.extend(tables.static_calls()?);
     list.extend(tables.trampolines());
+    list.extend(tables.ftrace_callers());
     list.extend(tables.paravirt()?);
     for (name, kind, len) in [
         (".retpoline_sites", SiteKind::Retpoline, None),
@@ -254,6 +258,14 @@ impl<'a> Tables<'a> {
     fn trampolines(&self) -> impl Iterator<Item = Site> + 'a {
         let symbols = self.symbols.iter().filter(|symbol| symbol.name.starts_with("__SCT__"));
         symbols.map(|symbol| Site { start: symbol.address, len: 5, kind: SiteKind::StaticCallTrampoline })
+    }
+
+    /// Calls or jumps of five bytes (`arch/x86/kernel/ftrace.c`, `ftrace_update_ftrace_func`). They have no table but their
+    /// names.
+    fn ftrace_callers(&self) -> impl Iterator<Item = Site> + 'a {
+        let names = ["ftrace_call", "ftrace_regs_call", "ftrace_graph_call"];
+        let symbols = names.into_iter().filter_map(|name| self.symbols.only(name));
+        symbols.map(|symbol| Site { start: symbol.address, len: 5, kind: SiteKind::FtraceCaller })
     }
 
     /// `struct paravirt_patch_site` (`arch/x86/include/asm/paravirt_types.h`, 6.1): address, type, length.

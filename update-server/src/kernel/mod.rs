@@ -1,5 +1,6 @@
 //! The running kernel, as the image says it must be and the guest's memory says it is.
 
+pub mod hooks;
 pub(crate) mod layout;
 pub mod locate;
 pub mod model;
@@ -8,3 +9,4 @@ pub mod paging;
 pub mod probes;
 pub mod running;
 pub mod space;
+pub mod trampolines;

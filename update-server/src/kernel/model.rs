@@ -1,6 +1,8 @@
 //! What is the same for every guest that runs one kernel image: where its parts are linked, and how its structures lie.
 
+use super::hooks::Hooks;
 use super::layout::Layout;
+use super::trampolines::TrampolineLayout;
 use crate::addr::Gva;
 use crate::image::{Image, TypeError};
 
@@ -31,10 +33,13 @@ pub struct Model {
     pub(crate) current: u64,
     /// Offset there of the pointer to the top of the stack for interrupts.
     pub(crate) interrupt_stack: u64,
-    /// Where the stacks for exceptions are in the area for all of them: offset and length of each.
+    /// Where the stacks for exceptions, and for entering the kernel, are from the start of the area for the former: offset
+    /// and length of each.
     pub(crate) exception_stacks: Vec<(u64, u64)>,
     /// The table of probes, and the offset of a probe's address in it.
     pub(crate) probes: Option<(Gva, u64)>,
+    pub(crate) hooks: Hooks,
+    pub(crate) trampolines: Option<TrampolineLayout>,
 }
 
 /// Symbols that are looked at.
@@ -50,6 +55,11 @@ pub(crate) struct Places {
     pub(crate) exception_stacks: u64,
     /// Where a new task begins: what its stack returns to before it has ever run.
     pub(crate) fork_return: Gva,
+    /// What exceptions call to save the registers.
+    pub(crate) error_entry: Option<Gva>,
+    /// Where other processors than the first enter the kernel: the function and its end. It pushes the address that their
+    /// idle tasks' stacks end with, rather than calling.
+    pub(crate) secondary_start: (Gva, Gva),
 }
 
 impl Model {
@@ -72,7 +82,17 @@ impl Model {
         if !stack_bytes.is_power_of_two() || !(0x1000..=0x10_0000).contains(&stack_bytes) {
             return Err(ModelError::StackSize(stack_bytes));
         }
+        let secondary = one("secondary_startup_64")?;
+        let secondary_end = image
+            .symbols()
+            .iter()
+            .filter(|symbol| symbol.address > secondary && !symbol.name.starts_with("secondary_startup_64"))
+            .map(|symbol| symbol.address)
+            .next()
+            .unwrap_or(secondary);
         let symbols = Places {
+            secondary_start: (secondary, secondary_end),
+            error_entry: one("error_entry").ok(),
             init_task: one("init_task")?,
             modules: one("modules")?,
             per_cpu_offset: one("__per_cpu_offset")?,
@@ -87,10 +107,29 @@ impl Model {
             let field = image.types().field("cea_exception_stacks", &format!("{name}_stack"))?;
             Ok((field.offset(), field.size()))
         });
-        let exception_stacks = exception_stacks.into_iter().collect::<Result<_, TypeError>>()?;
+        let mut exception_stacks = exception_stacks.into_iter().collect::<Result<Vec<_>, TypeError>>()?;
+        // The small stack that a processor enters the kernel on lies before them in the same area.
+        let area = |member| image.types().field("cpu_entry_area", member);
+        let entry = area("entry_stack_page")?;
+        let before = entry.offset().wrapping_sub(area("estacks")?.offset());
+        exception_stacks.push((before, entry.size()));
         let probes = one("kprobe_table").ok().zip(image.types().field("kprobe", "addr").ok());
         let probes = probes.map(|(table, address)| (table, address.offset()));
-        Ok(Self { image, layout, symbols, stack_bytes, current, interrupt_stack, exception_stacks, probes })
+        let find = |name: &str| image.symbols().only(name).map(|symbol| symbol.address);
+        let hooks = Hooks::of(image.types(), find);
+        let trampolines = TrampolineLayout::of(image.types(), find);
+        Ok(Self {
+            image,
+            layout,
+            symbols,
+            stack_bytes,
+            current,
+            interrupt_stack,
+            exception_stacks,
+            probes,
+            hooks,
+            trampolines,
+        })
     }
 
     /// The image.

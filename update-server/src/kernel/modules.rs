@@ -48,21 +48,41 @@ impl Module {
     }
 }
 
-/// Every module on the kernel's list.
-pub fn modules(kernel: &Running<'_, impl Memory>) -> Result<Vec<Module>, ReadError> {
+/// Every module on the kernel's list, and what is in the way where it cannot be followed further.
+pub fn modules(kernel: &Running<'_, impl Memory>) -> (Vec<Module>, Option<ReadError>) {
+    let mut found = Vec::new();
+    let end = follow(kernel, &mut found);
+    (found, end.err())
+}
+
+fn follow(kernel: &Running<'_, impl Memory>, found: &mut Vec<Module>) -> Result<(), ReadError> {
     let layout = &kernel.model().layout.module;
     let head = kernel.now(kernel.model().symbols.modules);
-    let mut found = Vec::new();
+    let mut budget = Budget { orcs: MODULE_ORCS, symbols: MODULE_SYMBOLS };
     let mut link = kernel.space().pointer(head)?;
     while link != head && found.len() < MODULES {
         let at = Gva(link.0.wrapping_sub(layout.list));
-        found.push(module(kernel, at)?);
+        found.push(module(kernel, at, &mut budget)?);
         link = kernel.space().pointer(link)?;
     }
-    Ok(found)
+    Ok(())
 }
 
-fn module(kernel: &Running<'_, impl Memory>, at: Gva) -> Result<Module, ReadError> {
+/// What is left to be read of all modules together.
+#[derive(Debug)]
+struct Budget {
+    orcs: usize,
+    symbols: usize,
+}
+
+/// Takes `wanted` from what is left, or what there is of it.
+fn take(left: &mut usize, wanted: u32) -> usize {
+    let count = usize::try_from(wanted).unwrap_or(usize::MAX).min(*left);
+    *left -= count;
+    count
+}
+
+fn module(kernel: &Running<'_, impl Memory>, at: Gva, budget: &mut Budget) -> Result<Module, ReadError> {
     let (space, model) = (kernel.space(), kernel.model());
     let layout = &model.layout.module;
     let range = |base: u64, bytes: u64| -> Result<Range<Gva>, ReadError> {
@@ -82,18 +102,18 @@ fn module(kernel: &Running<'_, impl Memory>, at: Gva) -> Result<Module, ReadErro
         state,
         text: range(layout.text_base, layout.text_bytes)?,
         init_text: range(init_base, init_bytes)?,
-        orc: orc(kernel, at),
-        symbols: symbols(kernel, at).unwrap_or_default(),
+        orc: orc(kernel, at, budget),
+        symbols: symbols(kernel, at, budget).unwrap_or_default(),
     })
 }
 
-fn orc(kernel: &Running<'_, impl Memory>, at: Gva) -> Result<OrcTable, String> {
+fn orc(kernel: &Running<'_, impl Memory>, at: Gva, budget: &mut Budget) -> Result<OrcTable, String> {
     let (space, layout) = (kernel.space(), &kernel.model().layout.module);
-    let read = || -> Result<_, ReadError> {
+    let mut read = || -> Result<_, ReadError> {
         let count = space.u32(at.wrapping_add(layout.orc_count))?;
         let addresses = space.pointer(at.wrapping_add(layout.orc_addresses))?;
         let entries = space.pointer(at.wrapping_add(layout.orc_entries))?;
-        let count = usize::try_from(count).unwrap_or(usize::MAX).min(MODULE_ORCS);
+        let count = take(&mut budget.orcs, count);
         let (mut places, mut table) = (vec![0; count * 4], vec![0; count * OrcTable::ENTRY]);
         space.read(addresses, &mut places)?;
         space.read(entries, &mut table)?;
@@ -105,7 +125,7 @@ fn orc(kernel: &Running<'_, impl Memory>, at: Gva) -> Result<OrcTable, String> {
 }
 
 /// Symbols that are code; `Elf64_Sym` (elf(5)) has 24 bytes: name, info, other, section, value, size.
-fn symbols(kernel: &Running<'_, impl Memory>, at: Gva) -> Result<Symbols, ReadError> {
+fn symbols(kernel: &Running<'_, impl Memory>, at: Gva, budget: &mut Budget) -> Result<Symbols, ReadError> {
     const ENTRY: usize = 24;
     let (space, model) = (kernel.space(), kernel.model());
     let table = space.pointer(at.wrapping_add(model.layout.module.kallsyms))?;
@@ -113,7 +133,7 @@ fn symbols(kernel: &Running<'_, impl Memory>, at: Gva) -> Result<Symbols, ReadEr
     let first = space.pointer(table.wrapping_add(layout.symbols))?;
     let count = space.u32(table.wrapping_add(layout.count))?;
     let strings = space.pointer(table.wrapping_add(layout.strings))?;
-    let count = usize::try_from(count).unwrap_or(usize::MAX).min(MODULE_SYMBOLS);
+    let count = take(&mut budget.symbols, count);
     let mut entries = vec![0; count * ENTRY];
     space.read(first, &mut entries)?;
     let mut builder = SymbolsBuilder::new(count);

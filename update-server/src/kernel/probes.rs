@@ -10,13 +10,13 @@ use crate::limits::PROBES;
 const LISTS: u64 = 64;
 
 /// A probe that the guest says it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Probe {
     /// The instruction that it is on.
     pub at: Gva,
 }
 
-/// Every probe in the kernel's table; none in a kernel that has no kprobes.
+/// Every probe in the kernel's table, by address; none in a kernel that has no kprobes.
 pub fn probes(kernel: &Running<'_, impl Memory>) -> Result<Vec<Probe>, ReadError> {
     let Some((table, address)) = kernel.model().probes else { return Ok(Vec::new()) };
     let mut found = Vec::new();
@@ -28,5 +28,7 @@ pub fn probes(kernel: &Running<'_, impl Memory>) -> Result<Vec<Probe>, ReadError
             node = kernel.space().pointer(node)?;
         }
     }
+    found.sort_unstable();
+    found.dedup();
     Ok(found)
 }

@@ -18,7 +18,7 @@ use super::verb::Method;
 /// A living VMM accepts at once; it may be busy with other clients.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Longer than the VMM gives its machine, so that the VMM's own message arrives.
-const ANSWER_LIMIT: Duration = Duration::from_secs(40);
+const ANSWER_LIMIT: Duration = Duration::from_secs(160);
 /// The longest answer that is read; counters of hundreds of devices are far below.
 const ANSWER_MAX: usize = 4 << 20;
 

@@ -25,7 +25,7 @@ const CONNECTIONS_MAX: usize = 64;
 /// How long a client may take to send the head of its request.
 const HEAD_LIMIT: Duration = Duration::from_secs(5);
 /// How long a connection may last, whatever its client does. Longer than the machine may take to answer.
-const CONNECTION_LIMIT: Duration = Duration::from_secs(30);
+const CONNECTION_LIMIT: Duration = Duration::from_secs(150);
 /// How long the answers under way may take when the VMM ends.
 const FAREWELL_LIMIT: Duration = Duration::from_millis(500);
 /// hyper's smallest read buffer; a request's head has to fit.

@@ -103,7 +103,10 @@ pub fn symbols(
     filter: Option<&str>,
 ) -> Result<SymbolReport, InspectError> {
     let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
-    let modules = modules(&kernel).map_err(InspectError::Memory)?;
+    let (modules, end) = modules(&kernel);
+    if let Some(error) = end {
+        tracing::warn!("the guest's list of modules cannot be followed: {error}");
+    }
     Ok(report::symbols(&kernel, &modules, filter))
 }
 

@@ -111,12 +111,12 @@ impl Controller {
         operation: &'static str,
         look: impl FnOnce(&Model, &StillGuest<'_>) -> Result<T, InspectError>,
     ) -> Result<(T, u64), ControlError> {
+        // Takes its time, and needs neither a pause nor that others wait.
+        let model = self.inspector.model().map_err(refused)?;
         let _operation = self.operation.lock().unwrap_or_else(PoisonError::into_inner);
         let paused = self.lock().state == MachineState::Paused;
         let needed = if paused { MachineState::Paused } else { MachineState::Running };
         let instance = self.instance_in(needed, operation)?;
-        // Takes its time, and needs no pause.
-        let model = self.inspector.model().map_err(refused)?;
         let begin = Instant::now();
         let mut resume: Option<Box<dyn FnOnce() + '_>> = None;
         if !paused {

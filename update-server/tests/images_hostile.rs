@@ -1,0 +1,129 @@
+//! A guest that lies in everything it says. `LUCOS_IMAGES` names the folder with the kernel that it claims to run.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use update_server::addr::Gpa;
+use update_server::census;
+use update_server::guest::{Memory, NoRam, Paused, Registers, Vcpu};
+use update_server::image::Image;
+use update_server::kernel::locate::Place;
+use update_server::kernel::model::Model;
+use update_server::kernel::paging::PageTables;
+use update_server::kernel::running::Running;
+use update_server::text_check;
+
+/// Longer than any of it takes here, by far; what has no bound of its own takes longer.
+const LIMIT: Duration = Duration::from_mins(2);
+
+/// What each lie is made of.
+#[derive(Debug, Clone, Copy)]
+enum Lie {
+    /// Every word is a pointer to somewhere else in the kernel, at which there is another one.
+    Pointers,
+    /// Every word is a pointer to the place before it.
+    Circles,
+    /// Every bit is random.
+    Noise,
+}
+
+/// A guest with the same few pages everywhere, so that nothing is ever out of reach.
+struct Liar {
+    bytes: Vec<u8>,
+    vcpus: Vec<Vcpu>,
+}
+
+/// Two page tables, of which every entry is alike, lead from any address to a gigabyte from here on.
+const DATA: u64 = 1 << 40;
+
+impl Liar {
+    fn new(lie: Lie, seed: u64) -> Self {
+        let mut state = seed;
+        let mut random = move || {
+            // xorshift64: Marsaglia, Xorshift RNGs, Journal of Statistical Software 8 (2003).
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let word = |index: u64, random: u64| match lie {
+            Lie::Pointers => 0xffff_8000_0000_0000 | random & 0x0000_7fff_ffff_fff8,
+            Lie::Circles => 0xffff_8880_0000_0000 | (index.saturating_sub(2) * 8),
+            Lie::Noise => random,
+        };
+        let bytes = (0..1 << 17).flat_map(|index| word(index, random()).to_le_bytes()).collect();
+        let at = |offset: u64| 0xffff_ffff_8100_0000 + offset;
+        let registers =
+            Registers { rsp: 0xffff_c900_0000_3f00, rbp: 0xffff_c900_0000_3f40, ..Registers::default() };
+        let vcpu = |id: u32| Vcpu {
+            id,
+            started: true,
+            rip: at(u64::from(id) * 0x3333),
+            registers,
+            cr0: 1 << 31,
+            lstar: at(0xc0_0080),
+            gs_base: 0xffff_8880_0000_0000,
+            gdt_base: 0xffff_8880_0000_1000,
+            ..Vcpu::default()
+        };
+        Self { bytes, vcpus: (0..4).map(vcpu).collect() }
+    }
+}
+
+impl Memory for Liar {
+    fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), NoRam> {
+        if at.0 < DATA {
+            let entry: u64 = if at.0 < 0x1000 { 0x1001 } else { DATA | 0x81 };
+            into.copy_from_slice(&entry.to_le_bytes()[..into.len()]);
+            return Ok(());
+        }
+        let mut from = usize::try_from(at.0).unwrap() % self.bytes.len();
+        let mut rest = into;
+        while !rest.is_empty() {
+            let here = rest.len().min(self.bytes.len() - from);
+            let (now, later) = rest.split_at_mut(here);
+            now.copy_from_slice(&self.bytes[from..from + here]);
+            (rest, from) = (later, 0);
+        }
+        Ok(())
+    }
+}
+
+impl Paused for Liar {
+    fn vcpus(&self) -> &[Vcpu] {
+        &self.vcpus
+    }
+}
+
+#[test]
+fn whatever_the_guest_says_every_look_ends() {
+    let Some(folder) = std::env::var_os("LUCOS_IMAGES") else {
+        println!(
+            "SKIPPED: whatever_the_guest_says_every_look_ends: LUCOS_IMAGES names no folder with kernels"
+        );
+        return;
+    };
+    for name in ["vmlinuz-6.1-cloud", "vmlinuz-6.12-cloud"] {
+        let image = Image::read(&fs::read(Path::new(&folder).join(name)).unwrap()).unwrap();
+        let model = Model::new(image).unwrap();
+        let seeds = [(Lie::Pointers, 1), (Lie::Circles, 2), (Lie::Noise, 3), (Lie::Noise, 0x5eed)];
+        for (lie, seed) in seeds {
+            let liar = Liar::new(lie, seed);
+            let begin = Instant::now();
+            // It is no kernel of anybody's.
+            assert!(Running::find(&model, &liar, liar.vcpus()).is_err(), "{name}, {lie:?}");
+            // Were it taken for one, by a mistake or because it has only just begun to lie, still nothing may hang or panic.
+            for distance in [0, 0x1e00_0000] {
+                let tables = PageTables { root: Gpa(0), levels: 4 };
+                let kernel = Running::at(&model, &liar, Place { distance, tables });
+                let stacks =
+                    census::take(&kernel, &liar).map(|census| (census.stacks.len(), census.doubts.len()));
+                let text = text_check::check(&kernel).map(|report| report.cut);
+                println!("{name}, {lie:?}, {seed}: {stacks:?}, {text:?}, {:?}", begin.elapsed());
+            }
+            assert!(begin.elapsed() < LIMIT, "{name}, {lie:?}, {seed}: {:?}", begin.elapsed());
+        }
+    }
+}
