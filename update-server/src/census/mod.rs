@@ -7,12 +7,13 @@ mod bounds;
 mod code;
 mod doubt;
 mod patched;
+mod queues;
 mod stacks;
 mod tasks;
 mod unwind;
 
 use crate::addr::Gva;
-use crate::guest::{Memory, Paused};
+use crate::guest::Paused;
 use crate::kernel::modules::{Module, modules};
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
@@ -112,9 +113,4 @@ pub fn take<M: Paused>(kernel: &Running<'_, M>, guest: &M) -> Result<Census, Rea
     let finish = |(task, stack): (Task, Option<Stack>)| stack.unwrap_or_else(|| unwinder.switched_out(task));
     let stacks = tasks.into_iter().zip(stacks).map(finish).collect();
     Ok(Census { stacks, modules, trampolines, doubts })
-}
-
-/// What is at an address of the kernel's text, for people.
-pub fn name<M: Memory>(kernel: &Running<'_, M>, modules: &[Module], at: Gva, behind_call: bool) -> String {
-    Code::new(kernel, modules, &[]).name(at, behind_call)
 }

@@ -41,8 +41,8 @@ pub(super) struct CpuStacks {
     pub(super) queue_current: Gva,
     /// Its idle task.
     pub(super) idle: Gva,
-    /// Head of the list of ordinary tasks that want it.
-    pub(super) fair_tasks: Gva,
+    /// Its run queue.
+    pub(super) run_queue: Gva,
     /// Its stacks that are no task's.
     pub(super) ranges: Vec<(StackKind, Range<Gva>)>,
 }
@@ -71,7 +71,7 @@ impl CpuStacks {
             current: space.pointer(area.wrapping_add(model.current))?,
             queue_current: space.pointer(queue.wrapping_add(layout.current))?,
             idle: space.pointer(queue.wrapping_add(layout.idle))?,
-            fair_tasks: queue.wrapping_add(layout.fair_tasks),
+            run_queue: queue,
             ranges,
         })
     }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::doubt::Doubt;
+use super::queues::Queues;
 use super::stacks::CpuStacks;
 use crate::addr::Gva;
 use crate::guest::Memory;
@@ -87,12 +88,12 @@ pub(super) fn all(
     cpus: &[CpuStacks],
     doubts: &mut Vec<Doubt>,
 ) -> Vec<Task> {
-    let mut tasks = Tasks { kernel, seen: HashMap::new(), list: Vec::new(), queued: 0 };
+    let mut tasks = Tasks { kernel, seen: HashMap::new(), list: Vec::new(), queues: Queues::default() };
     if let Err(source) = tasks.on_the_list(doubts) {
         doubts.push(Doubt::Unreadable { what: "the list of tasks", source });
     }
     for cpu in cpus {
-        if tasks.is_full() || tasks.queued > TASKS {
+        if tasks.is_full() {
             break;
         }
         if let Err(source) = tasks.of_cpu(cpu, doubts) {
@@ -107,8 +108,7 @@ struct Tasks<'a, 'g, M> {
     /// Where in the list each is.
     seen: HashMap<Gva, usize>,
     list: Vec<Task>,
-    /// How many places on run queues were looked at, all processors together.
-    queued: usize,
+    queues: Queues,
 }
 
 impl<M: Memory> Tasks<'_, '_, M> {
@@ -138,7 +138,7 @@ impl<M: Memory> Tasks<'_, '_, M> {
         for task in [cpu.current, cpu.queue_current] {
             self.add(task, None)?;
         }
-        for task in self.queued(cpu, doubts)? {
+        for task in self.queues.tasks(self.kernel, cpu.run_queue, doubts)? {
             self.add(task, None)?;
         }
         Ok(())
@@ -166,24 +166,6 @@ impl<M: Memory> Tasks<'_, '_, M> {
             link = space.pointer(link)?;
         }
         Ok(())
-    }
-
-    /// Those that wait for a processor, of the ordinary scheduling class.
-    fn queued(&mut self, cpu: &CpuStacks, doubts: &mut Vec<Doubt>) -> Result<Vec<Gva>, ReadError> {
-        let layout = &self.kernel.model().layout;
-        let mut found = Vec::new();
-        let mut seen = HashSet::new();
-        let mut link = self.kernel.space().pointer(cpu.fair_tasks)?;
-        while link != cpu.fair_tasks {
-            self.queued += 1;
-            if self.queued > TASKS || !seen.insert(link) {
-                doubts.push(Doubt::Endless { what: "a run queue" });
-                break;
-            }
-            found.push(Gva(link.0.wrapping_sub(layout.task.group_node)));
-            link = self.kernel.space().pointer(link)?;
-        }
-        Ok(found)
     }
 
     fn add(&mut self, at: Gva, idle_of: Option<u32>) -> Result<(), ReadError> {

@@ -50,6 +50,8 @@ offsets! {
         involuntary_switches = "nivcsw",
         start_time = "start_time",
         group_node = "se.group_node",
+        real_time_node = "rt.run_list",
+        deadline_node = "dl.rb_node",
     }
 }
 
@@ -106,6 +108,8 @@ offsets! {
         current = "curr",
         idle = "idle",
         fair_tasks = "cfs_tasks",
+        real_time = "rt.active.queue",
+        deadline = "dl.root.rb_root.rb_node",
     }
 }
 
@@ -124,6 +128,8 @@ pub(crate) struct Layout {
     pub(crate) module_name_bytes: usize,
     /// `signal_struct.thread_head`: the list of a process's threads.
     pub(crate) thread_head: u64,
+    /// Bytes of a list's head.
+    pub(crate) list_bytes: u64,
     /// Bytes of `inactive_task_frame` and of `pt_regs`.
     pub(crate) inactive_bytes: u64,
     pub(crate) registers_bytes: u64,
@@ -156,6 +162,7 @@ impl Layout {
             module_init,
             module_name_bytes: usize::try_from(types.field("module", "name")?.size()).unwrap_or(56),
             thread_head: offset(types, "signal_struct", &["thread_head"])?,
+            list_bytes: types.size_of("list_head")?,
             inactive_bytes: types.size_of("inactive_task_frame")?,
             registers_bytes: types.size_of("pt_regs")?,
             comm_bytes: usize::try_from(comm).unwrap_or(16),

@@ -19,8 +19,8 @@ use super::verb::Method;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Longer than the VMM gives its machine, so that the VMM's own message arrives.
 const ANSWER_LIMIT: Duration = Duration::from_secs(160);
-/// The longest answer that is read; counters of hundreds of devices are far below.
-const ANSWER_MAX: usize = 4 << 20;
+/// The longest answer that is read: the stacks of 100,000 tasks, at 2 KiB each. All symbols of a kernel take 15 MiB.
+const ANSWER_MAX: usize = 256 << 20;
 
 /// What the VMM said.
 #[derive(Debug, Clone, PartialEq)]

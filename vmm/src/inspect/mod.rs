@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use update_server::census;
+use update_server::census::{self, Census};
 use update_server::image::{Image, ImageError};
 use update_server::kernel::locate::{NotFound, Place};
 use update_server::kernel::model::{Model, ModelError};
@@ -82,18 +82,21 @@ impl Inspector {
     }
 }
 
-/// Every kernel stack of `guest`.
-pub fn stacks(model: &Model, guest: &StillGuest<'_>) -> Result<StackReport, InspectError> {
+/// Every kernel stack of `guest`, and where its kernel is.
+pub fn census(model: &Model, guest: &StillGuest<'_>) -> Result<(Place, Census), InspectError> {
     let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
     let census = census::take(&kernel, guest).map_err(InspectError::Memory)?;
-    Ok(report::stacks(&kernel, &census))
+    Ok((kernel.place(), census))
 }
 
-/// Every task of `guest`.
-pub fn tasks(model: &Model, guest: &StillGuest<'_>) -> Result<TaskReport, InspectError> {
-    let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
-    let census = census::take(&kernel, guest).map_err(InspectError::Memory)?;
-    Ok(report::tasks(&kernel, &census))
+/// What a census has found, with names. The guest may run again.
+pub fn stacks(model: &Model, memory: &GuestBytes<'_>, place: Place, census: &Census) -> StackReport {
+    report::stacks(&Running::at(model, memory, place), census)
+}
+
+/// The tasks that a census has found.
+pub fn tasks(model: &Model, memory: &GuestBytes<'_>, place: Place, census: &Census) -> TaskReport {
+    report::tasks(&Running::at(model, memory, place), census)
 }
 
 /// The symbols of the kernel and its modules whose name is `filter` or that lie at the address it is; all without one.

@@ -1,7 +1,7 @@
 //! What was found in the guest's kernel, as the control API tells it.
 
 use update_server::addr::Gva;
-use update_server::census::{self, Census, Found, Outcome, Stack, Task};
+use update_server::census::{Census, Code, Found, Frame, Outcome, Stack, Task};
 use update_server::guest::Memory;
 use update_server::kernel::modules::Module;
 use update_server::kernel::running::Running;
@@ -13,9 +13,10 @@ use crate::control::model::{
 };
 
 pub(super) fn stacks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> StackReport {
+    let code = Code::new(kernel, &census.modules, &census.trampolines);
     StackReport {
         kernel: release(kernel),
-        stacks: census.stacks.iter().map(|stack| self::stack(kernel, &census.modules, stack)).collect(),
+        stacks: census.stacks.iter().map(|stack| self::stack(&code, stack)).collect(),
         doubts: census.doubts.iter().map(ToString::to_string).collect(),
         paused_us: 0,
     }
@@ -80,13 +81,14 @@ pub(super) fn symbols<M: Memory>(
 }
 
 pub(super) fn text<M: Memory>(kernel: &Running<'_, M>, report: &text_check::TextReport) -> TextReport {
+    let code = Code::new(kernel, &[], &[]);
     let share = |share: text_check::Share| TextShare { sites: share.sites, bytes: share.bytes };
     let tables = report.by_table.iter().map(|(kind, own)| (kind.table().to_owned(), share(*own)));
     let probes = Some(("kprobes".to_owned(), share(report.by_probe))).filter(|(_, own)| own.bytes > 0);
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
     let difference = |place: &text_check::Unexplained| Difference {
         address: place.at.to_string(),
-        name: census::name(kernel, &[], place.at, false),
+        name: code.name(place.at, false),
         found: hex(&place.found),
         expected: hex(&place.expected),
     };
@@ -104,10 +106,10 @@ fn release<M: Memory>(kernel: &Running<'_, M>) -> String {
     kernel.model().image().release().to_owned()
 }
 
-fn stack<M: Memory>(kernel: &Running<'_, M>, modules: &[Module], stack: &Stack) -> StackInfo {
-    let frame = |frame: &census::Frame| FrameInfo {
+fn stack<M: Memory>(code: &Code<'_, '_, M>, stack: &Stack) -> StackInfo {
+    let frame = |frame: &Frame| FrameInfo {
         address: frame.address.to_string(),
-        name: census::name(kernel, modules, frame.address, frame.behind_call),
+        name: code.name(frame.address, frame.behind_call),
         behind_call: frame.behind_call,
     };
     StackInfo {

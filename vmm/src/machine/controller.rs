@@ -194,12 +194,16 @@ impl MachineControl for Controller {
     }
 
     fn stacks(&self) -> Result<StackReport, ControlError> {
-        let (report, paused_us) = self.inspect("vm.stacks", inspect::stacks)?;
+        let ((place, census), paused_us) = self.inspect("vm.stacks", inspect::census)?;
+        let report =
+            self.look("vm.stacks", |model, memory| Ok(inspect::stacks(model, memory, place, &census)))?;
         Ok(StackReport { paused_us, ..report })
     }
 
     fn tasks(&self) -> Result<TaskReport, ControlError> {
-        let (report, paused_us) = self.inspect("vm.tasks", inspect::tasks)?;
+        let ((place, census), paused_us) = self.inspect("vm.tasks", inspect::census)?;
+        let report =
+            self.look("vm.tasks", |model, memory| Ok(inspect::tasks(model, memory, place, &census)))?;
         Ok(TaskReport { paused_us, ..report })
     }
 
