@@ -20,7 +20,6 @@ mod session;
 mod style;
 mod suite;
 
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread::{self, ScopedJoinHandle};
@@ -198,8 +197,7 @@ fn with_images(
 ) -> Result<()> {
     let folder = tempfile::tempdir().context("cannot make a folder for links to kernel images")?;
     for image in images {
-        symlink(&image.path, folder.path().join(&image.name))
-            .with_context(|| format!("cannot link {}", image.path.display()))?;
+        image.link_in(folder.path())?;
     }
     for program in programs.iter().filter(|program| program.needs_images() && only.takes(&program.name)) {
         report.add(as_cargo_would(program, Some(folder.path()), deadline)?.must_test_something());

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::machine::{ERR, Follower, OUT, RunFolder};
-use super::{Ending, HostSpec, Input, Sink, Stream, interrupt, target_folder};
+use super::{Ending, HostSpec, Input, Sink, Stream, interrupt, link, target_folder};
 use crate::cache::Cache;
 use crate::progress;
 
@@ -73,18 +73,12 @@ fn prepare(spec: &HostSpec, argv: &[OsString], folder: &RunFolder) -> Result<Com
         Ok(place)
     };
     let (with, images, scratch) = (place("with")?, place("images")?, place("scratch")?);
-    let link = |from: &std::path::Path, to: std::path::PathBuf| -> Result<()> {
-        let from = from.canonicalize().with_context(|| format!("cannot find {}", from.display()))?;
-        std::os::unix::fs::symlink(from, &to).with_context(|| format!("cannot link {}", to.display()))
-    };
     for file in &spec.with {
-        link(
-            file,
-            with.join(file.file_name().with_context(|| format!("{} names no file", file.display()))?),
-        )?;
+        let name = file.file_name().with_context(|| format!("{} names no file", file.display()))?;
+        link(file, &with.join(name))?;
     }
     for image in &spec.images {
-        link(&image.path, images.join(&image.name))?;
+        image.link_in(&images)?;
     }
     let out = match &spec.out {
         Some(out) => {

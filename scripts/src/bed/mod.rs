@@ -33,10 +33,10 @@ pub(crate) mod vmlinux;
 
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::cache::Cache;
@@ -111,6 +111,19 @@ pub struct Image {
     pub name: String,
     /// Where it is on this machine.
     pub path: PathBuf,
+}
+
+impl Image {
+    /// Puts a link to it, by its name, into `folder`.
+    pub(crate) fn link_in(&self, folder: &Path) -> Result<()> {
+        link(&self.path, &folder.join(&self.name))
+    }
+}
+
+/// Makes `to` a link to the file `from`.
+fn link(from: &Path, to: &Path) -> Result<()> {
+    let from = from.canonicalize().with_context(|| format!("cannot find {}", from.display()))?;
+    std::os::unix::fs::symlink(from, to).with_context(|| format!("cannot link {}", to.display()))
 }
 
 /// What the command's standard input is.
