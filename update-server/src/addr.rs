@@ -11,11 +11,6 @@ pub struct Gva(pub u64);
 pub struct Gpa(pub u64);
 
 impl Gva {
-    /// The address `bytes` further on, if there is one.
-    pub fn checked_add(self, bytes: u64) -> Option<Self> {
-        self.0.checked_add(bytes).map(Self)
-    }
-
     /// The address `bytes` further on; past the end of the address space it begins again, as a processor computes it.
     #[must_use]
     pub fn wrapping_add(self, bytes: u64) -> Self {
@@ -31,13 +26,6 @@ impl Gva {
     /// How far this is behind `start`; `None` if it is before it.
     pub fn offset_from(self, start: Self) -> Option<u64> {
         self.0.checked_sub(start.0)
-    }
-}
-
-impl Gpa {
-    /// The address `bytes` further on, if there is one.
-    pub fn checked_add(self, bytes: u64) -> Option<Self> {
-        self.0.checked_add(bytes).map(Self)
     }
 }
 

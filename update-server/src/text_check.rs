@@ -99,23 +99,14 @@ fn compare(
     report: &mut TextReport,
 ) -> Result<(), ReadError> {
     let image = kernel.model().image();
-    // Numbers that KASLR changes may lie across the ends.
-    let (before, behind) = (8, 8);
-    let wide = Gva(linked.0.wrapping_sub(before as u64));
-    let mut expected = match image.bytes(wide, before + len + behind) {
-        Some(bytes) => bytes[..].to_vec(),
-        None => {
-            [vec![0; before], image.bytes(linked, len).unwrap_or_default().to_vec(), vec![0; behind]].concat()
-        }
-    };
-    image.relocations().apply(wide, &mut expected, kernel.place().distance);
-    let expected = &expected[before..before + len];
+    let expected = image.moved_bytes(linked, len, kernel.place().distance);
+    let expected = expected.expect("what is compared was taken from the image's own sections");
     let mut found = vec![0; len];
     kernel.space().read(kernel.now(linked), &mut found)?;
     report.bytes += len as u64;
     let mut last: Option<Site> = None;
-    let differing = (0..len).filter(|&offset| found[offset] != expected[offset]);
-    for offset in differing {
+    let bytes = found.iter().zip(&expected).enumerate();
+    for (offset, (&found, &expected)) in bytes.filter(|(_, (found, expected))| found != expected) {
         let at = linked.wrapping_add(offset as u64);
         let known = last.filter(|site| at.0 - site.start.0 < u64::from(site.len));
         let site =
@@ -128,7 +119,7 @@ fn compare(
         } else if is_probed(probes, kernel.now(at)) {
             report.by_probe.bytes += 1;
         } else {
-            note(report, kernel.now(at), found[offset], expected[offset]);
+            note(report, kernel.now(at), found, expected);
         }
     }
     report.by_probe.sites = probes.len() as u64;

@@ -102,21 +102,14 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
         }
         let image = self.kernel.model().image();
         let linked = self.kernel.linked(at);
-        let alternatives =
-            image.sites().overlapping(linked, 1).filter(|site| site.kind == SiteKind::Alternative);
-        if let Some(site) = alternatives.max_by_key(|site| site.len) {
-            let (symbol, _) = image.symbols().containing(linked)?;
-            if !symbol.name.starts_with(THUNK) {
-                return Some((self.kernel.now(site.start), usize::from(site.len)));
-            }
+        let (symbol, _) = image.symbols().containing(linked)?;
+        if symbol.name.starts_with(THUNK) {
+            let len = image.symbols().next_behind(linked)?.offset_from(symbol.address)?;
+            return Some((self.kernel.now(symbol.address), usize::try_from(len).ok()?.min(THUNK_BYTES)));
         }
-        let (symbol, _) =
-            image.symbols().containing(linked).filter(|(symbol, _)| symbol.name.starts_with(THUNK))?;
-        let end = image.symbols().next_behind(linked)?;
-        Some((
-            self.kernel.now(symbol.address),
-            usize::try_from(end.0 - symbol.address.0).ok()?.min(THUNK_BYTES),
-        ))
+        let sites = image.sites().overlapping(linked, 1);
+        let site = sites.filter(|site| site.kind == SiteKind::Alternative).max_by_key(|site| site.len)?;
+        Some((self.kernel.now(site.start), usize::from(site.len)))
     }
 
     /// An address as the kernel's own traces have it: `function+0x12/0x34 [module]`. One behind a call belongs to the

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::doubt::Doubt;
 use crate::addr::Gva;
 use crate::guest::Memory;
+use crate::kernel::list::{self, End};
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
 use crate::limits::TASKS;
@@ -57,15 +58,15 @@ impl Queues {
         found: &mut Vec<Gva>,
         doubts: &mut Vec<Doubt>,
     ) -> Result<(), ReadError> {
-        let mut seen = HashSet::new();
-        let mut link = kernel.space().pointer(head)?;
-        while link != head && self.go_on("a run queue", doubts) {
-            if !seen.insert(link) {
-                doubts.push(Doubt::Endless { what: "a run queue" });
-                break;
+        let end = list::walk(kernel.space(), head, |link| {
+            let more = self.go_on("a run queue", doubts);
+            if more {
+                found.push(Gva(link.0.wrapping_sub(node)));
             }
-            found.push(Gva(link.0.wrapping_sub(node)));
-            link = kernel.space().pointer(link)?;
+            Ok(more)
+        })?;
+        if end == End::Circle {
+            doubts.push(Doubt::Endless { what: "a run queue" });
         }
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! Every task: those on the kernel's list, the idle ones, and those on a run queue that have left the list.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::doubt::Doubt;
 use super::queues::Queues;
 use super::stacks::CpuStacks;
 use crate::addr::Gva;
 use crate::guest::Memory;
+use crate::kernel::list::{self, End};
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
 use crate::limits::TASKS;
@@ -155,15 +156,14 @@ impl<M: Memory> Tasks<'_, '_, M> {
         let space = self.kernel.space();
         let signal = space.pointer(leader.wrapping_add(layout.task.signal))?;
         let head = signal.wrapping_add(layout.thread_head);
-        let mut link = space.pointer(head)?;
-        let mut links = HashSet::new();
-        while link != head {
-            if self.is_full() || !links.insert(link) {
-                doubts.push(Doubt::Endless { what: "a list of threads" });
-                break;
+        let end = list::walk(space, head, |link| {
+            if self.is_full() {
+                return Ok(false);
             }
-            self.add(Gva(link.0.wrapping_sub(layout.task.thread_node)), None)?;
-            link = space.pointer(link)?;
+            self.add(Gva(link.0.wrapping_sub(layout.task.thread_node)), None).map(|()| true)
+        })?;
+        if end != End::Head {
+            doubts.push(Doubt::Endless { what: "a list of threads" });
         }
         Ok(())
     }

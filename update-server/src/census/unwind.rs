@@ -256,10 +256,10 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             return Ok(found);
         }
         if let Some((start, len)) = self.code.patched(at) {
-            let mut code = vec![0; len];
             if self.registers_are_saved(start, at) {
                 return Ok(SAVED);
             }
+            let mut code = vec![0; len];
             let base = if found.kind == FrameKind::Undefined {
                 // At its start a thunk's stack is as at that of a function.
                 Some(AT_ENTRY)

@@ -162,6 +162,11 @@ impl Btf {
         Ok(Field { bit_offset, bits })
     }
 
+    /// The offset of such a member, in bytes.
+    pub fn offset(&self, structure: &str, path: &str) -> Result<u64, TypeError> {
+        self.field(structure, path).map(|field| field.offset())
+    }
+
     /// Whether `struct STRUCTURE` is there with such a member.
     pub fn has(&self, structure: &str, path: &str) -> bool {
         self.field(structure, path).is_ok()

@@ -138,6 +138,17 @@ impl Image {
         self.elf.at(at, len)
     }
 
+    /// `len` bytes as they are when the kernel has been moved by `distance`, at an address it was linked for.
+    pub fn moved_bytes(&self, at: Gva, len: usize, distance: u64) -> Option<Vec<u8>> {
+        // A number that is moved may lie across either end; of what is outside the section, nothing is.
+        const WIDEST: usize = 8;
+        let start = Gva(at.0.wrapping_sub(WIDEST as u64));
+        let around = |at: Gva| self.bytes(at, WIDEST).unwrap_or(&[0; WIDEST]);
+        let mut bytes = [around(start), self.bytes(at, len)?, around(at.wrapping_add(len as u64))].concat();
+        self.relocations.apply(start, &mut bytes, distance);
+        Some(bytes[WIDEST..WIDEST + len].to_vec())
+    }
+
     /// Each section that has an address and bytes: its name, first address and length.
     pub fn sections(&self) -> impl Iterator<Item = (&str, Gva, usize)> {
         self.elf.sections()

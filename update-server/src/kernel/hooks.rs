@@ -45,16 +45,14 @@ struct GraphHooks {
 
 impl Hooks {
     pub(super) fn of(types: &Btf, one: impl Fn(&str) -> Option<Gva>) -> Self {
-        let offset =
-            |structure: &str, member: &str| types.field(structure, member).map(|field| field.offset());
         let probe = || -> Result<Option<ProbeHooks>, TypeError> {
             let Some(trampoline) = one("arch_rethook_trampoline") else { return Ok(None) };
             Ok(Some(ProbeHooks {
                 trampoline,
-                head: offset("task_struct", "rethooks")?,
-                link: offset("rethook_node", "llist")?,
-                address: offset("rethook_node", "ret_addr")?,
-                slot: offset("rethook_node", "frame")?,
+                head: types.offset("task_struct", "rethooks")?,
+                link: types.offset("rethook_node", "llist")?,
+                address: types.offset("rethook_node", "ret_addr")?,
+                slot: types.offset("rethook_node", "frame")?,
             }))
         };
         let graph = || -> Result<Option<GraphHooks>, TypeError> {
@@ -63,11 +61,11 @@ impl Hooks {
             let words = one("fgraph_array").is_some();
             Ok(Some(GraphHooks {
                 trampoline,
-                stack: offset("task_struct", "ret_stack")?,
-                filled: offset("task_struct", "curr_ret_stack")?,
+                stack: types.offset("task_struct", "ret_stack")?,
+                filled: types.offset("task_struct", "curr_ret_stack")?,
                 step: if words { 8 } else { types.size_of("ftrace_ret_stack")? },
-                address: offset("ftrace_ret_stack", "ret")?,
-                slot: offset("ftrace_ret_stack", "retp")?,
+                address: types.offset("ftrace_ret_stack", "ret")?,
+                slot: types.offset("ftrace_ret_stack", "retp")?,
             }))
         };
         Self { probe: probe().unwrap_or(None), graph: graph().unwrap_or(None) }

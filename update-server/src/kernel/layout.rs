@@ -23,8 +23,8 @@ macro_rules! offsets {
 fn offset(types: &Btf, structure: &str, paths: &[&str]) -> Result<u64, TypeError> {
     let mut first = None;
     for path in paths {
-        match types.field(structure, path) {
-            Ok(field) => return Ok(field.offset()),
+        match types.offset(structure, path) {
+            Ok(offset) => return Ok(offset),
             Err(error) => first = first.or(Some(error)),
         }
     }

@@ -117,7 +117,9 @@ fn compare(
     let at = linked.wrapping_add(distance);
     let mut found = vec![0; len];
     space.read(at, &mut found).map_err(|source| NotFound::Unreadable { what, source })?;
-    let mut expected = image.bytes(linked, len).ok_or(NotFound::Differs { at, what })?.to_vec();
-    image.relocations().apply(linked, &mut expected, distance);
-    if found == expected { Ok(()) } else { Err(NotFound::Differs { at, what }) }
+    if image.moved_bytes(linked, len, distance) == Some(found) {
+        Ok(())
+    } else {
+        Err(NotFound::Differs { at, what })
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod hooks;
 pub(crate) mod layout;
+pub(crate) mod list;
 pub mod locate;
 pub mod model;
 pub mod modules;

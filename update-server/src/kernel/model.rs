@@ -70,8 +70,8 @@ impl Model {
             image.symbols().only(name).map(|symbol| symbol.address).ok_or(ModelError::Symbol(name))
         };
         // A member of `pcpu_hot` since 6.2, a variable of its own before.
-        let hot = |member: &str, variable: &'static str| match image.types().field("pcpu_hot", member) {
-            Ok(field) => one("pcpu_hot").map(|at| at.0 + field.offset()),
+        let hot = |member: &str, variable: &'static str| match image.types().offset("pcpu_hot", member) {
+            Ok(offset) => one("pcpu_hot").map(|at| at.0 + offset),
             Err(_) => one(variable).map(|at| at.0),
         };
         let (start, end) = match (one("__start_init_stack"), one("__end_init_stack")) {
@@ -86,10 +86,8 @@ impl Model {
         let secondary_end = image
             .symbols()
             .iter()
-            .filter(|symbol| symbol.address > secondary && !symbol.name.starts_with("secondary_startup_64"))
-            .map(|symbol| symbol.address)
-            .next()
-            .unwrap_or(secondary);
+            .find(|symbol| symbol.address > secondary && !symbol.name.starts_with("secondary_startup_64"))
+            .map_or(secondary, |symbol| symbol.address);
         let symbols = Places {
             secondary_start: (secondary, secondary_end),
             error_entry: one("error_entry").ok(),
@@ -113,8 +111,7 @@ impl Model {
         let entry = area("entry_stack_page")?;
         let before = entry.offset().wrapping_sub(area("estacks")?.offset());
         exception_stacks.push((before, entry.size()));
-        let probes = one("kprobe_table").ok().zip(image.types().field("kprobe", "addr").ok());
-        let probes = probes.map(|(table, address)| (table, address.offset()));
+        let probes = one("kprobe_table").ok().zip(image.types().offset("kprobe", "addr").ok());
         let find = |name: &str| image.symbols().only(name).map(|symbol| symbol.address);
         let hooks = Hooks::of(image.types(), find);
         let trampolines = TrampolineLayout::of(image.types(), find);

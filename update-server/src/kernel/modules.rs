@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::list;
 use super::running::Running;
 use super::space::ReadError;
 use crate::addr::Gva;
@@ -59,13 +60,14 @@ fn follow(kernel: &Running<'_, impl Memory>, found: &mut Vec<Module>) -> Result<
     let layout = &kernel.model().layout.module;
     let head = kernel.now(kernel.model().symbols.modules);
     let mut budget = Budget { orcs: MODULE_ORCS, symbols: MODULE_SYMBOLS };
-    let mut link = kernel.space().pointer(head)?;
-    while link != head && found.len() < MODULES {
-        let at = Gva(link.0.wrapping_sub(layout.list));
-        found.push(module(kernel, at, &mut budget)?);
-        link = kernel.space().pointer(link)?;
-    }
-    Ok(())
+    list::walk(kernel.space(), head, |link| {
+        if found.len() >= MODULES {
+            return Ok(false);
+        }
+        found.push(module(kernel, Gva(link.0.wrapping_sub(layout.list)), &mut budget)?);
+        Ok(true)
+    })
+    .map(drop)
 }
 
 /// What is left to be read of all modules together.

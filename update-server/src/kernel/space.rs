@@ -30,16 +30,6 @@ impl<'m, M: Memory> AddressSpace<'m, M> {
         Self { memory, tables, known: RefCell::default() }
     }
 
-    /// The page tables.
-    pub fn tables(&self) -> PageTables {
-        self.tables
-    }
-
-    /// The RAM behind it.
-    pub fn memory(&self) -> &'m M {
-        self.memory
-    }
-
     /// The physical address of `at`.
     pub fn physical(&self, at: Gva) -> Result<Gpa, ReadError> {
         let number = at.0 >> 12;

@@ -27,7 +27,7 @@ pub(crate) struct TrampolineLayout {
 
 impl TrampolineLayout {
     pub(super) fn of(types: &Btf, one: impl Fn(&str) -> Option<Gva>) -> Option<Self> {
-        let offset = |member: &str| types.field("ftrace_ops", member).ok().map(|field| field.offset());
+        let offset = |member: &str| types.offset("ftrace_ops", member).ok();
         Some(Self {
             list: one("ftrace_ops_list")?,
             end: one("ftrace_list_end")?,

@@ -15,7 +15,7 @@ use update_server::census::{self, Census};
 use update_server::image::{Image, ImageError};
 use update_server::kernel::locate::{NotFound, Place};
 use update_server::kernel::model::{Model, ModelError};
-use update_server::kernel::modules::modules;
+use update_server::kernel::modules::{self, Module};
 use update_server::kernel::running::Running;
 use update_server::kernel::space::ReadError;
 use update_server::text_check;
@@ -99,18 +99,26 @@ pub fn tasks(model: &Model, memory: &GuestBytes<'_>, place: Place, census: &Cens
     report::tasks(&Running::at(model, memory, place), census)
 }
 
-/// The symbols of the kernel and its modules whose name is `filter` or that lie at the address it is; all without one.
-pub fn symbols(
-    model: &Model,
-    guest: &StillGuest<'_>,
-    filter: Option<&str>,
-) -> Result<SymbolReport, InspectError> {
+/// The modules of `guest`, and where its kernel is.
+pub fn modules(model: &Model, guest: &StillGuest<'_>) -> Result<(Place, Vec<Module>), InspectError> {
     let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
-    let (modules, end) = modules(&kernel);
+    let (modules, end) = modules::modules(&kernel);
     if let Some(error) = end {
         tracing::warn!("the guest's list of modules cannot be followed: {error}");
     }
-    Ok(report::symbols(&kernel, &modules, filter))
+    Ok((kernel.place(), modules))
+}
+
+/// The symbols of the kernel and its modules whose name is `filter` or that lie at the address it is; all without one. The
+/// guest may run again.
+pub fn symbols(
+    model: &Model,
+    memory: &GuestBytes<'_>,
+    place: Place,
+    modules: &[Module],
+    filter: Option<&str>,
+) -> SymbolReport {
+    report::symbols(&Running::at(model, memory, place), modules, filter)
 }
 
 /// Where the kernel is in `guest`.

@@ -3,6 +3,7 @@
 use update_server::addr::Gva;
 use update_server::census::{Census, Code, Found, Frame, Outcome, Stack, Task};
 use update_server::guest::Memory;
+use update_server::image::Symbol;
 use update_server::kernel::modules::Module;
 use update_server::kernel::running::Running;
 use update_server::text_check;
@@ -42,33 +43,25 @@ pub(super) fn symbols<M: Memory>(
         name: name.to_owned(),
         module: module.map(|module| module.name.clone()),
     };
-    match (filter, address) {
-        (Some(_), Some(at)) => {
-            let module = modules.iter().find(|module| module.holds(at));
-            let symbol = match module {
-                Some(module) => module.symbols.containing(at),
-                None => own.containing(kernel.linked(at)),
+    if let Some(at) = address {
+        let module = modules.iter().find(|module| module.holds(at));
+        let symbol = match module {
+            Some(module) => module.symbols.containing(at),
+            None => own.containing(kernel.linked(at)),
+        };
+        if let Some((symbol, offset)) = symbol {
+            found.push(info(Gva(at.0 - offset), symbol.kind, symbol.name, module));
+        }
+    } else {
+        let tables = modules.iter().map(|module| (&module.symbols, Some(module)));
+        for (table, module) in std::iter::once((own, None)).chain(tables) {
+            let mut add = |symbol: Symbol<'_>| {
+                let at = if module.is_some() { symbol.address } else { kernel.symbol_now(&symbol) };
+                found.push(info(at, symbol.kind, symbol.name, module));
             };
-            if let Some((symbol, offset)) = symbol {
-                found.push(info(Gva(at.0 - offset), symbol.kind, symbol.name, module));
-            }
-        }
-        (Some(name), None) => {
-            found.extend(
-                own.named(name).map(|symbol| info(kernel.symbol_now(&symbol), symbol.kind, name, None)),
-            );
-            for module in modules {
-                let own = module.symbols.named(name);
-                found.extend(own.map(|symbol| info(symbol.address, symbol.kind, name, Some(module))));
-            }
-        }
-        (None, _) => {
-            found.extend(
-                own.iter().map(|symbol| info(kernel.symbol_now(&symbol), symbol.kind, symbol.name, None)),
-            );
-            for module in modules {
-                let own = module.symbols.iter();
-                found.extend(own.map(|symbol| info(symbol.address, symbol.kind, symbol.name, Some(module))));
+            match filter {
+                Some(name) => table.named(name).for_each(&mut add),
+                None => table.iter().for_each(&mut add),
             }
         }
     }

@@ -208,8 +208,8 @@ impl MachineControl for Controller {
     }
 
     fn symbols(&self, filter: Option<&str>) -> Result<SymbolReport, ControlError> {
-        self.inspect("vm.symbols", |model, guest| inspect::symbols(model, guest, filter))
-            .map(|(report, _)| report)
+        let ((place, modules), _) = self.inspect("vm.symbols", inspect::modules)?;
+        self.look("vm.symbols", |model, memory| Ok(inspect::symbols(model, memory, place, &modules, filter)))
     }
 
     fn text_check(&self) -> Result<TextReport, ControlError> {

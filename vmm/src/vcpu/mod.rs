@@ -11,5 +11,4 @@ mod thread;
 pub use cpuid::CpuModel;
 pub use exit::{ExitKind, VmExit};
 pub use pause::{PauseError, Rendezvous};
-pub use snapshot::snapshot;
 pub use thread::{ExitCounters, GuestStop, PortsAndMemory, VcpuThreads};

@@ -13,7 +13,7 @@ const LSTAR: u32 = 0xc000_0082;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 /// Reads the registers of vCPU `id`, which is parked.
-pub fn snapshot(id: u32, vcpu: &VcpuPeer) -> Result<Vcpu, KvmError> {
+pub(super) fn snapshot(id: u32, vcpu: &VcpuPeer) -> Result<Vcpu, KvmError> {
     let fd = vcpu.fd();
     let regs = fd.get_regs().map_err(KvmError::of("KVM_GET_REGS"))?;
     let sregs = fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
