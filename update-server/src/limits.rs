@@ -12,8 +12,11 @@ pub const TYPES: usize = 4 << 20;
 /// How deep structures may be nested in each other, or one type be another's alias.
 pub const TYPE_DEPTH: usize = 32;
 
-/// Translations that one address space remembers, of 4 KiB pages: enough for 16,000 tasks with their stacks.
-pub const CACHED_PAGES: usize = 1 << 17;
+/// Translations of 4 KiB pages that one address space remembers, and of 2 MiB pages: the kernel's own data and its tasks are in
+/// large pages, 2 GiB of them here, and of the stacks, which are not, each is looked at once.
+pub const CACHED_PAGES: usize = 1 << 12;
+/// See [`CACHED_PAGES`].
+pub const CACHED_LARGE_PAGES: usize = 1 << 10;
 
 /// Bytes of one piece of text out of the guest: a path has 4096.
 pub const TEXT_BYTES: usize = 4096;
@@ -54,3 +57,6 @@ pub const TRAMPOLINES: usize = 4096;
 /// Frames and records of tracers that one census looks at, all stacks together: 64 for each of the tasks there may be. It
 /// keeps a guest that makes up stacks from being looked at for ever.
 pub const CENSUS_STEPS: u64 = 1 << 24;
+
+/// Frames that are kept from one census to the next, all stacks together: 32 MiB of them. 16,000 tasks have 250,000.
+pub const KEPT_FRAMES: usize = 1 << 20;

@@ -10,6 +10,8 @@ use crate::kernel::modules::Module;
 use crate::kernel::running::Running;
 use crate::kernel::trampolines::Trampoline;
 
+use super::loaded::Loaded;
+
 /// What the names of thunks for indirect calls and jumps begin with (`arch/x86/lib/retpoline.S`).
 const THUNK: &str = "__x86_indirect_";
 /// More than any thunk has.
@@ -30,7 +32,7 @@ pub enum CodeKind<'a> {
 
 impl PartialEq for Module {
     fn eq(&self, other: &Self) -> bool {
-        self.text == other.text && self.name == other.name
+        self.text() == other.text() && self.name == other.name
     }
 }
 
@@ -47,8 +49,8 @@ pub struct Code<'a, 'g, M> {
 }
 
 impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
-    /// The code of a kernel with these modules and trampolines.
-    pub fn new(kernel: &'a Running<'g, M>, modules: &'a [Module], trampolines: &'a [Trampoline]) -> Self {
+    /// The code of a kernel with what it has loaded.
+    pub fn new(kernel: &'a Running<'g, M>, loaded: &'a Loaded) -> Self {
         let image = kernel.model().image();
         let text = image
             .sections()
@@ -58,10 +60,10 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
                 start..start.wrapping_add(len as u64)
             })
             .collect();
-        let texts = modules.iter().flat_map(|module| {
-            [&module.text, &module.init_text].map(|text| (text.clone(), CodeKind::Module(module)))
+        let texts = loaded.modules.iter().flat_map(|module| {
+            [module.text(), module.init_text()].map(|text| (text.clone(), CodeKind::Module(module)))
         });
-        let copies = trampolines.iter().map(|copy| (copy.text.clone(), CodeKind::Trampoline(copy)));
+        let copies = loaded.trampolines.iter().map(|copy| (copy.text.clone(), CodeKind::Trampoline(copy)));
         let mut others: Vec<_> = texts.chain(copies).filter(|(text, _)| !text.is_empty()).collect();
         others.sort_by_key(|(text, _)| text.start);
         Self { kernel, text, others }

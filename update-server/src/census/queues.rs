@@ -14,86 +14,75 @@ use crate::limits::TASKS;
 const REAL_TIME: u64 = 100;
 
 /// Looks at one run queue after the other, and at only so many places in all.
-#[derive(Debug, Default)]
-pub(super) struct Queues {
+#[derive(Debug)]
+pub(super) struct Queues<'a, 'g, M> {
+    kernel: &'a Running<'g, M>,
     looked_at: usize,
+    doubts: &'a mut Vec<Doubt>,
 }
 
-impl Queues {
-    /// Every task on the run queue at `queue`.
-    pub(super) fn tasks(
-        &mut self,
-        kernel: &Running<'_, impl Memory>,
-        queue: Gva,
-        doubts: &mut Vec<Doubt>,
-    ) -> Result<Vec<Gva>, ReadError> {
-        let layout = &kernel.model().layout;
+impl<'a, 'g, M: Memory> Queues<'a, 'g, M> {
+    pub(super) fn new(kernel: &'a Running<'g, M>, doubts: &'a mut Vec<Doubt>) -> Self {
+        Self { kernel, looked_at: 0, doubts }
+    }
+
+    /// Adds every task on the run queue at `queue` to `found`.
+    pub(super) fn tasks(&mut self, queue: Gva, found: &mut Vec<Gva>) {
+        if let Err(source) = self.follow(queue, found) {
+            self.doubts.push(Doubt::Unreadable { what: "a run queue", source });
+        }
+    }
+
+    fn follow(&mut self, queue: Gva, found: &mut Vec<Gva>) -> Result<(), ReadError> {
+        let layout = &self.kernel.model().layout;
         let (run_queue, task) = (&layout.run_queue, &layout.task);
-        let mut found = Vec::new();
-        let fair = queue.wrapping_add(run_queue.fair_tasks);
-        self.list(kernel, fair, task.group_node, &mut found, doubts)?;
+        self.list(queue.wrapping_add(run_queue.fair_tasks), task.group_node, found)?;
         for priority in 0..REAL_TIME {
             let head = queue.wrapping_add(run_queue.real_time + priority * layout.list_bytes);
-            self.list(kernel, head, task.real_time_node, &mut found, doubts)?;
+            self.list(head, task.real_time_node, found)?;
         }
-        let root = kernel.space().pointer(queue.wrapping_add(run_queue.deadline))?;
-        self.tree(kernel, root, task.deadline_node, &mut found, doubts)?;
-        Ok(found)
+        let root = self.kernel.space().pointer(queue.wrapping_add(run_queue.deadline))?;
+        self.tree(root, task.deadline_node, found)
     }
 
     /// Whether another place may be looked at.
-    fn go_on(&mut self, what: &'static str, doubts: &mut Vec<Doubt>) -> bool {
+    fn go_on(&mut self, what: &'static str) -> bool {
         self.looked_at += 1;
         if self.looked_at == TASKS {
-            doubts.push(Doubt::Endless { what });
+            self.doubts.push(Doubt::Endless { what });
         }
         self.looked_at < TASKS
     }
 
-    fn list(
-        &mut self,
-        kernel: &Running<'_, impl Memory>,
-        head: Gva,
-        node: u64,
-        found: &mut Vec<Gva>,
-        doubts: &mut Vec<Doubt>,
-    ) -> Result<(), ReadError> {
-        let end = list::walk(kernel.space(), head, |link| {
-            let more = self.go_on("a run queue", doubts);
+    /// The list at `head`, by the offset of its links in a task.
+    fn list(&mut self, head: Gva, node: u64, found: &mut Vec<Gva>) -> Result<(), ReadError> {
+        let end = list::walk(self.kernel.space(), head, |link| {
+            let more = self.go_on("a run queue");
             if more {
                 found.push(Gva(link.0.wrapping_sub(node)));
             }
             Ok(more)
         })?;
         if end == End::Circle {
-            doubts.push(Doubt::Endless { what: "a run queue" });
+            self.doubts.push(Doubt::Endless { what: "a run queue" });
         }
         Ok(())
     }
 
     /// Tasks with deadlines are in a tree (`include/linux/rbtree_types.h`): each node has its parent, then its two children.
-    fn tree(
-        &mut self,
-        kernel: &Running<'_, impl Memory>,
-        root: Gva,
-        node: u64,
-        found: &mut Vec<Gva>,
-        doubts: &mut Vec<Doubt>,
-    ) -> Result<(), ReadError> {
+    fn tree(&mut self, root: Gva, node: u64, found: &mut Vec<Gva>) -> Result<(), ReadError> {
         let mut seen = HashSet::new();
         let mut left = vec![root];
         while let Some(at) = left.pop() {
             if at.0 == 0 {
                 continue;
             }
-            if !seen.insert(at) || !self.go_on("the tree of tasks with deadlines", doubts) {
+            if !seen.insert(at) || !self.go_on("the tree of tasks with deadlines") {
                 break;
             }
             found.push(Gva(at.0.wrapping_sub(node)));
-            left.extend([
-                kernel.space().pointer(at.wrapping_add(8))?,
-                kernel.space().pointer(at.wrapping_add(16))?,
-            ]);
+            let space = self.kernel.space();
+            left.extend([space.pointer(at.wrapping_add(8))?, space.pointer(at.wrapping_add(16))?]);
         }
         Ok(())
     }

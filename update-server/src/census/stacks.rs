@@ -48,7 +48,14 @@ pub(super) struct CpuStacks {
 }
 
 impl CpuStacks {
-    pub(super) fn read(kernel: &Running<'_, impl Memory>, cpu: usize, area: Gva) -> Result<Self, ReadError> {
+    /// Every processor of the guest.
+    pub(super) fn all(kernel: &Running<'_, impl Memory>) -> Result<Vec<Self>, ReadError> {
+        let areas = kernel.per_cpu_areas()?;
+        let areas = areas.into_iter().enumerate();
+        areas.filter_map(|(cpu, area)| area.map(|area| Self::read(kernel, cpu, area))).collect()
+    }
+
+    fn read(kernel: &Running<'_, impl Memory>, cpu: usize, area: Gva) -> Result<Self, ReadError> {
         let (space, model) = (kernel.space(), kernel.model());
         let queue = area.wrapping_add(model.symbols.run_queues);
         let layout = &model.layout.run_queue;

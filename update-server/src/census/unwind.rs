@@ -8,7 +8,7 @@ use super::code::Code;
 use super::doubt::{Doubt, Outcome};
 use super::patched;
 use super::stacks::CpuStacks;
-use super::tasks::Task;
+use super::task::Task;
 use super::{Found, Stack};
 use crate::addr::Gva;
 use crate::guest::{Memory, Registers, Vcpu};

@@ -105,6 +105,8 @@ offsets! {
 offsets! {
     /// `struct rq` (kernel/sched/sched.h): one processor's run queue.
     RunQueueLayout of "rq" {
+        lock = "__lock",
+        switches = "nr_switches",
         current = "curr",
         idle = "idle",
         fair_tasks = "cfs_tasks",

@@ -11,3 +11,4 @@ pub mod probes;
 pub mod running;
 pub mod space;
 pub mod trampolines;
+mod translations;

@@ -46,6 +46,9 @@ pub struct Model {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Places {
     pub(crate) init_task: Gva,
+    /// How many tasks were ever made, and how many there are.
+    pub(crate) total_forks: Gva,
+    pub(crate) threads: Gva,
     pub(crate) modules: Gva,
     pub(crate) per_cpu_offset: Gva,
     pub(crate) cpu_ids: Gva,
@@ -92,6 +95,8 @@ impl Model {
             secondary_start: (secondary, secondary_end),
             error_entry: one("error_entry").ok(),
             init_task: one("init_task")?,
+            total_forks: one("total_forks")?,
+            threads: one("nr_threads")?,
             modules: one("modules")?,
             per_cpu_offset: one("__per_cpu_offset")?,
             cpu_ids: one("nr_cpu_ids")?,

@@ -2,6 +2,7 @@
 //! that is ever written.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::list;
 use super::running::Running;
@@ -28,14 +29,10 @@ pub enum ModuleState {
 /// What the guest says of one module.
 #[derive(Debug, Clone)]
 pub struct Module {
+    /// What it was read by: as long as that is the same, so is the rest.
+    mark: Mark,
     /// Its name.
     pub name: String,
-    /// What it is doing.
-    pub state: ModuleState,
-    /// Its text.
-    pub text: Range<Gva>,
-    /// Text that it has only until its init function is done.
-    pub init_text: Range<Gva>,
     /// Its unwind table, or why there is none that can be read.
     pub orc: Result<OrcTable, String>,
     /// Its symbols, as far as they can be read.
@@ -43,20 +40,83 @@ pub struct Module {
 }
 
 impl Module {
+    /// What it is doing.
+    pub fn state(&self) -> ModuleState {
+        self.mark.state
+    }
+
+    /// Its text.
+    pub fn text(&self) -> &Range<Gva> {
+        &self.mark.text
+    }
+
+    /// Text that it has only until its init function is done.
+    pub fn init_text(&self) -> &Range<Gva> {
+        &self.mark.init_text
+    }
+
     /// Whether an instruction at `at` is the module's.
     pub fn holds(&self, at: Gva) -> bool {
-        self.text.contains(&at) || self.init_text.contains(&at)
+        self.text().contains(&at) || self.init_text().contains(&at)
     }
 }
 
-/// Every module on the kernel's list, and what is in the way where it cannot be followed further.
-pub fn modules(kernel: &Running<'_, impl Memory>) -> (Vec<Module>, Option<ReadError>) {
+/// What is another for every module that is loaded, and for each state it goes through. Its tables are sorted and complete
+/// once it is formed (`kernel/module/main.c`, `complete_formation`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mark {
+    address: Gva,
+    state: ModuleState,
+    text: Range<Gva>,
+    init_text: Range<Gva>,
+    orc_count: u32,
+    orc_addresses: Gva,
+    orc_entries: Gva,
+}
+
+impl Mark {
+    fn read(kernel: &Running<'_, impl Memory>, at: Gva) -> Result<Self, ReadError> {
+        let (space, model) = (kernel.space(), kernel.model());
+        let layout = &model.layout.module;
+        let range = |base: u64, bytes: u64| -> Result<Range<Gva>, ReadError> {
+            let start = space.pointer(at.wrapping_add(base))?;
+            let len = u64::from(space.u32(at.wrapping_add(bytes))?).min(MODULE_BYTES);
+            Ok(start..start.wrapping_add(len))
+        };
+        let (init_base, init_bytes) = model.layout.module_init;
+        Ok(Self {
+            address: at,
+            state: match space.u32(at.wrapping_add(layout.state))? {
+                0 => ModuleState::Live,
+                1 => ModuleState::Coming,
+                2 => ModuleState::Going,
+                _ => ModuleState::Unformed,
+            },
+            text: range(layout.text_base, layout.text_bytes)?,
+            init_text: range(init_base, init_bytes)?,
+            orc_count: space.u32(at.wrapping_add(layout.orc_count))?,
+            orc_addresses: space.pointer(at.wrapping_add(layout.orc_addresses))?,
+            orc_entries: space.pointer(at.wrapping_add(layout.orc_entries))?,
+        })
+    }
+}
+
+/// Every module on the kernel's list, and what is in the way where it cannot be followed further. Of those in `known`, which
+/// were read before, only what has changed is read again.
+pub fn modules(
+    kernel: &Running<'_, impl Memory>,
+    known: &[Arc<Module>],
+) -> (Vec<Arc<Module>>, Option<ReadError>) {
     let mut found = Vec::new();
-    let end = follow(kernel, &mut found);
+    let end = follow(kernel, known, &mut found);
     (found, end.err())
 }
 
-fn follow(kernel: &Running<'_, impl Memory>, found: &mut Vec<Module>) -> Result<(), ReadError> {
+fn follow(
+    kernel: &Running<'_, impl Memory>,
+    known: &[Arc<Module>],
+    found: &mut Vec<Arc<Module>>,
+) -> Result<(), ReadError> {
     let layout = &kernel.model().layout.module;
     let head = kernel.now(kernel.model().symbols.modules);
     let mut budget = Budget { orcs: MODULE_ORCS, symbols: MODULE_SYMBOLS };
@@ -64,7 +124,14 @@ fn follow(kernel: &Running<'_, impl Memory>, found: &mut Vec<Module>) -> Result<
         if found.len() >= MODULES {
             return Ok(false);
         }
-        found.push(module(kernel, Gva(link.0.wrapping_sub(layout.list)), &mut budget)?);
+        let mark = Mark::read(kernel, Gva(link.0.wrapping_sub(layout.list)))?;
+        // The next one in the list is most often the next one that is known.
+        let (behind, before) = known.split_at(found.len().min(known.len()));
+        let same = |module: &&Arc<Module>| module.mark == mark && mark.state != ModuleState::Unformed;
+        found.push(match before.iter().chain(behind).find(same) {
+            Some(module) => Arc::clone(module),
+            None => Arc::new(module(kernel, mark, &mut budget)?),
+        });
         Ok(true)
     })
     .map(drop)
@@ -84,46 +151,27 @@ fn take(left: &mut usize, wanted: u32) -> usize {
     count
 }
 
-fn module(kernel: &Running<'_, impl Memory>, at: Gva, budget: &mut Budget) -> Result<Module, ReadError> {
+fn module(kernel: &Running<'_, impl Memory>, mark: Mark, budget: &mut Budget) -> Result<Module, ReadError> {
     let (space, model) = (kernel.space(), kernel.model());
-    let layout = &model.layout.module;
-    let range = |base: u64, bytes: u64| -> Result<Range<Gva>, ReadError> {
-        let start = space.pointer(at.wrapping_add(base))?;
-        let len = u64::from(space.u32(at.wrapping_add(bytes))?).min(MODULE_BYTES);
-        Ok(start..start.wrapping_add(len))
-    };
-    let state = match space.u32(at.wrapping_add(layout.state))? {
-        0 => ModuleState::Live,
-        1 => ModuleState::Coming,
-        2 => ModuleState::Going,
-        _ => ModuleState::Unformed,
-    };
-    let (init_base, init_bytes) = model.layout.module_init;
+    let name = mark.address.wrapping_add(model.layout.module.name);
     Ok(Module {
-        name: space.text(at.wrapping_add(layout.name), model.layout.module_name_bytes)?,
-        state,
-        text: range(layout.text_base, layout.text_bytes)?,
-        init_text: range(init_base, init_bytes)?,
-        orc: orc(kernel, at, budget),
-        symbols: symbols(kernel, at, budget).unwrap_or_default(),
+        name: space.text(name, model.layout.module_name_bytes)?,
+        orc: orc(kernel, &mark, budget),
+        symbols: symbols(kernel, mark.address, budget).unwrap_or_default(),
+        mark,
     })
 }
 
-fn orc(kernel: &Running<'_, impl Memory>, at: Gva, budget: &mut Budget) -> Result<OrcTable, String> {
-    let (space, layout) = (kernel.space(), &kernel.model().layout.module);
+fn orc(kernel: &Running<'_, impl Memory>, mark: &Mark, budget: &mut Budget) -> Result<OrcTable, String> {
+    let count = take(&mut budget.orcs, mark.orc_count);
+    let (mut places, mut table) = (vec![0; count * 4], vec![0; count * OrcTable::ENTRY]);
     let mut read = || -> Result<_, ReadError> {
-        let count = space.u32(at.wrapping_add(layout.orc_count))?;
-        let addresses = space.pointer(at.wrapping_add(layout.orc_addresses))?;
-        let entries = space.pointer(at.wrapping_add(layout.orc_entries))?;
-        let count = take(&mut budget.orcs, count);
-        let (mut places, mut table) = (vec![0; count * 4], vec![0; count * OrcTable::ENTRY]);
-        space.read(addresses, &mut places)?;
-        space.read(entries, &mut table)?;
-        Ok((addresses, places, table))
+        kernel.space().read(mark.orc_addresses, &mut places)?;
+        kernel.space().read(mark.orc_entries, &mut table)
     };
-    let (addresses, places, table) = read().map_err(|error| error.to_string())?;
+    read().map_err(|error| error.to_string())?;
     let layout = kernel.model().image().orc().layout();
-    OrcTable::read(addresses, &places, table, layout).map_err(|error| error.to_string())
+    OrcTable::read(mark.orc_addresses, &places, table, layout).map_err(|error| error.to_string())
 }
 
 /// Symbols that are code; `Elf64_Sym` (elf(5)) has 24 bytes: name, info, other, section, value, size.

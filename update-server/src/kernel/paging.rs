@@ -56,6 +56,13 @@ pub struct Page {
     pub bits: u32,
 }
 
+impl Page {
+    /// Where `at`, which is in it, is.
+    pub fn physical(self, at: Gva) -> Gpa {
+        Gpa(self.start.0 + (at.0 & ((1 << self.bits) - 1)))
+    }
+}
+
 impl PageTables {
     /// Those that CR3 and CR4 name.
     pub fn new(cr3: u64, cr4: u64) -> Self {
@@ -91,11 +98,9 @@ impl PageTables {
         Err(Unmapped::NotPresent { at, level: 0 })
     }
 
-    /// The physical address of `at`, and how many bytes are behind it in the same page.
-    pub fn translate(&self, memory: &impl Memory, at: Gva) -> Result<(Gpa, u64), Unmapped> {
-        let page = self.page(memory, at)?;
-        let within = at.0 & ((1 << page.bits) - 1);
-        Ok((Gpa(page.start.0 + within), (1 << page.bits) - within))
+    /// The physical address of `at`.
+    pub fn translate(&self, memory: &impl Memory, at: Gva) -> Result<Gpa, Unmapped> {
+        self.page(memory, at).map(|page| page.physical(at))
     }
 }
 
@@ -132,9 +137,9 @@ mod tests {
         ]);
         let tables = PageTables::new(0x1000 | 0xfff, 0);
         let find = |at| tables.translate(&memory, Gva(at));
-        assert_eq!(find(KERNEL + 0x40_3abc), Ok((Gpa(0x7abc), 0x544)));
-        assert_eq!(find(KERNEL + 0x2a_bcde), Ok((Gpa(0x60_0000 + 0xa_bcde), 0x15_4322)));
-        assert_eq!(find(KERNEL + 0x4000_0001), Ok((Gpa(0xc000_0001), 0x3fff_ffff)));
+        assert_eq!(find(KERNEL + 0x40_3abc), Ok(Gpa(0x7abc)));
+        assert_eq!(find(KERNEL + 0x2a_bcde), Ok(Gpa(0x60_0000 + 0xa_bcde)));
+        assert_eq!(find(KERNEL + 0x4000_0001), Ok(Gpa(0xc000_0001)));
         assert_eq!(find(KERNEL), Err(Unmapped::NotPresent { at: Gva(KERNEL), level: 2 }));
         assert_eq!(find(0x0000_8000_0000_0000), Err(Unmapped::NotCanonical(Gva(0x0000_8000_0000_0000))));
         assert_eq!(find(0xffff_7fff_ffff_ffff), Err(Unmapped::NotCanonical(Gva(0xffff_7fff_ffff_ffff))));
@@ -144,7 +149,7 @@ mod tests {
     fn five_levels_are_walked() {
         let memory = Words(vec![(0x1000, 0x2063), (0x2008, 0x3063), (0x3000, 0x4063), (0x4000, 0xe3)]);
         let tables = PageTables::new(0x1000, LA57);
-        assert_eq!(tables.translate(&memory, Gva(0x80_0000_0123)), Ok((Gpa(0x123), 0x1f_fedd)));
+        assert_eq!(tables.translate(&memory, Gva(0x80_0000_0123)), Ok(Gpa(0x123)));
         assert_eq!(tables.levels, 5);
         let too_high = Gva(0x0100_0000_0000_0000);
         assert_eq!(tables.page(&memory, too_high), Err(Unmapped::NotCanonical(too_high)));

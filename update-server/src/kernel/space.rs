@@ -1,12 +1,10 @@
 //! The kernel's virtual memory, read through its own page tables.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-
 use super::paging::{PageTables, Unmapped};
+use super::translations::Translations;
 use crate::addr::{Gpa, Gva};
 use crate::guest::Memory;
-use crate::limits::{CACHED_PAGES, TEXT_BYTES};
+use crate::limits::TEXT_BYTES;
 
 /// Why bytes could not be read.
 pub type ReadError = Unmapped;
@@ -20,30 +18,23 @@ pub type ReadError = Unmapped;
 pub struct AddressSpace<'m, M> {
     memory: &'m M,
     tables: PageTables,
-    /// The physical page of each 4 KiB page asked for.
-    known: RefCell<HashMap<u64, Gpa>>,
+    known: Translations,
 }
 
 impl<'m, M: Memory> AddressSpace<'m, M> {
     /// The space that `tables` describe.
     pub fn new(memory: &'m M, tables: PageTables) -> Self {
-        Self { memory, tables, known: RefCell::default() }
+        Self { memory, tables, known: Translations::default() }
     }
 
     /// The physical address of `at`.
     pub fn physical(&self, at: Gva) -> Result<Gpa, ReadError> {
-        let number = at.0 >> 12;
-        let within = at.0 & 0xfff;
-        if let Some(page) = self.known.borrow().get(&number) {
-            return Ok(Gpa(page.0 + within));
+        if let Some(physical) = self.known.get(at) {
+            return Ok(physical);
         }
-        let (physical, _) = self.tables.translate(self.memory, at)?;
-        let mut known = self.known.borrow_mut();
-        if known.len() >= CACHED_PAGES {
-            known.clear();
-        }
-        known.insert(number, Gpa(physical.0 - within));
-        Ok(physical)
+        let page = self.tables.page(self.memory, at)?;
+        self.known.add(at, page);
+        Ok(page.physical(at))
     }
 
     /// Fills `into` with the bytes from `at` on.

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 pub use histogram::{Bucket, Histogram};
 pub use kernel::{
-    Difference, FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport,
+    Difference, Effort, FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport,
     TextReport, TextShare,
 };
 

@@ -9,13 +9,12 @@ mod report;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use update_server::census::{self, Census};
+use update_server::census::{Census, Loaded, Survey};
 use update_server::image::{Image, ImageError};
 use update_server::kernel::locate::{NotFound, Place};
 use update_server::kernel::model::{Model, ModelError};
-use update_server::kernel::modules::{self, Module};
 use update_server::kernel::running::Running;
 use update_server::kernel::space::ReadError;
 use update_server::text_check;
@@ -54,12 +53,18 @@ pub enum InspectError {
 pub struct Inspector {
     image: File,
     model: Mutex<Option<Arc<Model>>>,
+    survey: Mutex<Survey>,
 }
 
 impl Inspector {
     /// For the image in `file`, which stays the same file even when another one takes its place at its path.
     pub fn new(file: File) -> Self {
-        Self { image: file, model: Mutex::default() }
+        Self { image: file, model: Mutex::default(), survey: Mutex::default() }
+    }
+
+    /// What is known of the guest's stacks. Whoever has it takes a census; others wait.
+    pub fn survey(&self) -> MutexGuard<'_, Survey> {
+        self.survey.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of the kernel. The first call reads the image, which takes up to some seconds.
@@ -82,11 +87,20 @@ impl Inspector {
     }
 }
 
-/// Every kernel stack of `guest`, and where its kernel is.
-pub fn census(model: &Model, guest: &StillGuest<'_>) -> Result<(Place, Census), InspectError> {
+/// Looks at the stacks of a guest that may run, so that less is to be done in the pause.
+pub fn prepare(model: &Model, memory: &GuestBytes<'_>, place: Place, survey: &mut Survey) {
+    let kernel = Running::at(model, memory, place);
+    if let Err(error) = survey.prepare(&kernel) {
+        // It was changing while it was looked at. All that is lost is time, in the pause.
+        tracing::debug!("the running guest's stacks could not be followed: {error}");
+    }
+}
+
+/// Finds every kernel stack of `guest`, and where its kernel is.
+pub fn settle(model: &Model, guest: &StillGuest<'_>, survey: &mut Survey) -> Result<Place, InspectError> {
     let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
-    let census = census::take(&kernel, guest).map_err(InspectError::Memory)?;
-    Ok((kernel.place(), census))
+    survey.settle(&kernel, guest).map_err(InspectError::Memory)?;
+    Ok(kernel.place())
 }
 
 /// What a census has found, with names. The guest may run again.
@@ -99,14 +113,20 @@ pub fn tasks(model: &Model, memory: &GuestBytes<'_>, place: Place, census: &Cens
     report::tasks(&Running::at(model, memory, place), census)
 }
 
-/// The modules of `guest`, and where its kernel is.
-pub fn modules(model: &Model, guest: &StillGuest<'_>) -> Result<(Place, Vec<Module>), InspectError> {
+/// The code that the kernel has loaded, in a guest that may run.
+pub fn loaded(model: &Model, memory: &GuestBytes<'_>, place: Place) -> Loaded {
+    let kernel = Running::at(model, memory, place);
+    Loaded::read(&kernel, &Loaded::default()).unwrap_or_default()
+}
+
+/// The same in a guest that stands still; what is in `known` and has not changed is not read again.
+pub fn confirm_loaded(
+    model: &Model,
+    guest: &StillGuest<'_>,
+    known: &Loaded,
+) -> Result<(Place, Loaded), InspectError> {
     let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
-    let (modules, end) = modules::modules(&kernel);
-    if let Some(error) = end {
-        tracing::warn!("the guest's list of modules cannot be followed: {error}");
-    }
-    Ok((kernel.place(), modules))
+    Ok((kernel.place(), Loaded::read(&kernel, known).map_err(InspectError::Memory)?))
 }
 
 /// The symbols of the kernel and its modules whose name is `filter` or that lie at the address it is; all without one. The
@@ -115,10 +135,10 @@ pub fn symbols(
     model: &Model,
     memory: &GuestBytes<'_>,
     place: Place,
-    modules: &[Module],
+    loaded: &Loaded,
     filter: Option<&str>,
 ) -> SymbolReport {
-    report::symbols(&Running::at(model, memory, place), modules, filter)
+    report::symbols(&Running::at(model, memory, place), loaded, filter)
 }
 
 /// Where the kernel is in `guest`.

@@ -1,7 +1,10 @@
 //! What was found in the guest's kernel, as the control API tells it.
 
+use std::sync::Arc;
+
 use update_server::addr::Gva;
-use update_server::census::{Census, Code, Found, Frame, Outcome, Stack, Task};
+use update_server::census;
+use update_server::census::{Census, Code, Found, Frame, Loaded, Outcome, Stack, Task};
 use update_server::guest::Memory;
 use update_server::image::Symbol;
 use update_server::kernel::modules::Module;
@@ -9,16 +12,17 @@ use update_server::kernel::running::Running;
 use update_server::text_check;
 
 use crate::control::model::{
-    Difference, FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport,
+    Difference, Effort, FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport,
     TextReport, TextShare,
 };
 
 pub(super) fn stacks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> StackReport {
-    let code = Code::new(kernel, &census.modules, &census.trampolines);
+    let code = Code::new(kernel, &census.loaded);
     StackReport {
         kernel: release(kernel),
         stacks: census.stacks.iter().map(|stack| self::stack(&code, stack)).collect(),
         doubts: census.doubts.iter().map(ToString::to_string).collect(),
+        effort: effort(census),
         paused_us: 0,
     }
 }
@@ -26,12 +30,12 @@ pub(super) fn stacks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> Sta
 pub(super) fn tasks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> TaskReport {
     let doubts = census.doubts.iter().map(ToString::to_string).collect();
     let tasks = census.stacks.iter().map(|stack| task(&stack.task, stack.found)).collect();
-    TaskReport { kernel: release(kernel), tasks, doubts, paused_us: 0 }
+    TaskReport { kernel: release(kernel), tasks, doubts, effort: effort(census), paused_us: 0 }
 }
 
 pub(super) fn symbols<M: Memory>(
     kernel: &Running<'_, M>,
-    modules: &[Module],
+    loaded: &Loaded,
     filter: Option<&str>,
 ) -> SymbolReport {
     let address = filter.and_then(|filter| u64::from_str_radix(filter.strip_prefix("0x")?, 16).ok()).map(Gva);
@@ -44,7 +48,7 @@ pub(super) fn symbols<M: Memory>(
         module: module.map(|module| module.name.clone()),
     };
     if let Some(at) = address {
-        let module = modules.iter().find(|module| module.holds(at));
+        let module = loaded.modules.iter().find(|module| module.holds(at)).map(Arc::as_ref);
         let symbol = match module {
             Some(module) => module.symbols.containing(at),
             None => own.containing(kernel.linked(at)),
@@ -53,7 +57,7 @@ pub(super) fn symbols<M: Memory>(
             found.push(info(Gva(at.0 - offset), symbol.kind, symbol.name, module));
         }
     } else {
-        let tables = modules.iter().map(|module| (&module.symbols, Some(module)));
+        let tables = loaded.modules.iter().map(|module| (&module.symbols, Some(module.as_ref())));
         for (table, module) in std::iter::once((own, None)).chain(tables) {
             let mut add = |symbol: Symbol<'_>| {
                 let at = if module.is_some() { symbol.address } else { kernel.symbol_now(&symbol) };
@@ -74,7 +78,8 @@ pub(super) fn symbols<M: Memory>(
 }
 
 pub(super) fn text<M: Memory>(kernel: &Running<'_, M>, report: &text_check::TextReport) -> TextReport {
-    let code = Code::new(kernel, &[], &[]);
+    let nothing = Loaded::default();
+    let code = Code::new(kernel, &nothing);
     let share = |share: text_check::Share| TextShare { sites: share.sites, bytes: share.bytes };
     let tables = report.by_table.iter().map(|(kind, own)| (kind.table().to_owned(), share(*own)));
     let probes = Some(("kprobes".to_owned(), share(report.by_probe))).filter(|(_, own)| own.bytes > 0);
@@ -93,6 +98,11 @@ pub(super) fn text<M: Memory>(kernel: &Running<'_, M>, report: &text_check::Text
         cut: report.cut,
         paused_us: 0,
     }
+}
+
+fn effort(census: &Census) -> Effort {
+    let census::Effort { rounds, proven, checked, walked } = census.effort;
+    Effort { rounds, proven, checked: checked as u64, walked: walked as u64 }
 }
 
 fn release<M: Memory>(kernel: &Running<'_, M>) -> String {

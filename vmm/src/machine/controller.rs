@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use update_server::census::{Census, Survey};
+use update_server::kernel::locate::Place;
 use update_server::kernel::model::Model;
 
 use super::events::{Event, EventSender};
@@ -53,6 +55,7 @@ impl Controller {
 
     /// Makes `instance` the one that requests reach.
     pub(super) fn started(&self, instance: &Arc<Instance>) {
+        *self.inspector.survey() = Survey::default();
         let mut status = self.lock();
         status.state = MachineState::Running;
         status.instance = Some(Arc::clone(instance));
@@ -134,6 +137,29 @@ impl Controller {
         Ok((seen?, u64::try_from(paused_us).unwrap_or(u64::MAX)))
     }
 
+    /// Every kernel stack of the guest, where its kernel is, and for how long the guest stood still, in microseconds.
+    fn census(&self, operation: &'static str) -> Result<(Place, Census, u64), ControlError> {
+        let mut survey = self.inspector.survey();
+        let mut found_us = 0;
+        if self.state() == MachineState::Running {
+            let place = match survey.place() {
+                Some(place) => place,
+                None => {
+                    let (place, paused_us) = self.inspect(operation, inspect::place)?;
+                    found_us = paused_us;
+                    place
+                }
+            };
+            self.look(operation, |model, memory| {
+                inspect::prepare(model, memory, place, &mut survey);
+                Ok(())
+            })?;
+        }
+        let settle = |model: &Model, guest: &StillGuest<'_>| inspect::settle(model, guest, &mut survey);
+        let (place, settled_us) = self.inspect(operation, settle)?;
+        Ok((place, survey.census(), found_us + settled_us))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -194,22 +220,25 @@ impl MachineControl for Controller {
     }
 
     fn stacks(&self) -> Result<StackReport, ControlError> {
-        let ((place, census), paused_us) = self.inspect("vm.stacks", inspect::census)?;
+        let (place, census, paused_us) = self.census("vm.stacks")?;
         let report =
             self.look("vm.stacks", |model, memory| Ok(inspect::stacks(model, memory, place, &census)))?;
         Ok(StackReport { paused_us, ..report })
     }
 
     fn tasks(&self) -> Result<TaskReport, ControlError> {
-        let ((place, census), paused_us) = self.inspect("vm.tasks", inspect::census)?;
+        let (place, census, paused_us) = self.census("vm.tasks")?;
         let report =
             self.look("vm.tasks", |model, memory| Ok(inspect::tasks(model, memory, place, &census)))?;
         Ok(TaskReport { paused_us, ..report })
     }
 
     fn symbols(&self, filter: Option<&str>) -> Result<SymbolReport, ControlError> {
-        let ((place, modules), _) = self.inspect("vm.symbols", inspect::modules)?;
-        self.look("vm.symbols", |model, memory| Ok(inspect::symbols(model, memory, place, &modules, filter)))
+        let (place, _) = self.inspect("vm.symbols", inspect::place)?;
+        let known = self.look("vm.symbols", |model, memory| Ok(inspect::loaded(model, memory, place)))?;
+        let confirm = |model: &Model, guest: &StillGuest<'_>| inspect::confirm_loaded(model, guest, &known);
+        let ((place, loaded), _) = self.inspect("vm.symbols", confirm)?;
+        self.look("vm.symbols", |model, memory| Ok(inspect::symbols(model, memory, place, &loaded, filter)))
     }
 
     fn text_check(&self) -> Result<TextReport, ControlError> {

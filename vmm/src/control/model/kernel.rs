@@ -14,8 +14,24 @@ pub struct StackReport {
     pub stacks: Vec<StackInfo>,
     /// What is not known although it should be.
     pub doubts: Vec<String>,
+    /// What it took.
+    pub effort: Effort,
     /// How long the guest stood still for it, in microseconds; 0 if it was paused already.
     pub paused_us: u64,
+}
+
+/// What a look at all stacks took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Effort {
+    /// Rounds over all tasks while the guest ran.
+    pub rounds: u32,
+    /// Whether the guest's own counts have proven which tasks had to be looked at while it stood still; it was all
+    /// otherwise.
+    pub proven: bool,
+    /// Tasks that were looked at while it stood still.
+    pub checked: u64,
+    /// Stacks that were walked then.
+    pub walked: u64,
 }
 
 /// One task's kernel stack.
@@ -53,6 +69,8 @@ pub struct TaskReport {
     pub tasks: Vec<TaskInfo>,
     /// What is not known although it should be.
     pub doubts: Vec<String>,
+    /// What it took.
+    pub effort: Effort,
     /// How long the guest stood still for it, in microseconds; 0 if it was paused already.
     pub paused_us: u64,
 }

@@ -1,0 +1,30 @@
+//! Code that the kernel runs and that is not in its image.
+
+use std::sync::Arc;
+
+use super::doubt::Doubt;
+use crate::guest::Memory;
+use crate::kernel::modules::{Module, modules};
+use crate::kernel::running::Running;
+use crate::kernel::space::ReadError;
+use crate::kernel::trampolines::{Trampoline, trampolines};
+
+/// All of it, at one time.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Modules.
+    pub modules: Vec<Arc<Module>>,
+    /// Trampolines that ftrace has made.
+    pub trampolines: Vec<Trampoline>,
+    /// What of it could not be read.
+    pub(super) doubts: Vec<Doubt>,
+}
+
+impl Loaded {
+    /// Reads it, as far as it is not in `known`, which was read before.
+    pub fn read(kernel: &Running<'_, impl Memory>, known: &Self) -> Result<Self, ReadError> {
+        let (modules, end) = modules(kernel, &known.modules);
+        let doubt = |source| Doubt::Unreadable { what: "the list of modules", source };
+        Ok(Self { modules, trampolines: trampolines(kernel)?, doubts: end.map(doubt).into_iter().collect() })
+    }
+}

@@ -1,0 +1,77 @@
+//! Whose stack each vCPU is on.
+
+use std::collections::HashMap;
+
+use super::Found;
+use super::doubt::Doubt;
+use super::stacks::{self, CpuStacks};
+use super::task::Task;
+use super::tasks;
+use super::unwind::{Unwinder, Walk};
+use crate::addr::Gva;
+use crate::guest::{Memory, Paused};
+use crate::kernel::running::Running;
+use crate::kernel::space::ReadError;
+
+/// The tasks that vCPUs run, each with what was found on its stack.
+#[derive(Debug)]
+pub(super) struct OnCpu {
+    walks: HashMap<Gva, (Found, Walk)>,
+}
+
+impl OnCpu {
+    /// Walks the stack of each vCPU that is in the kernel.
+    pub(super) fn find<M: Paused>(
+        kernel: &Running<'_, M>,
+        guest: &M,
+        cpus: &[CpuStacks],
+        unwinder: &Unwinder<'_, '_, M>,
+        doubts: &mut Vec<Doubt>,
+    ) -> Result<Self, ReadError> {
+        let mut walks = HashMap::new();
+        for vcpu in guest.vcpus().iter().filter(|vcpu| stacks::is_in_kernel(vcpu)) {
+            let Some(cpu) = stacks::cpu_of(kernel, vcpu, cpus) else {
+                doubts.push(Doubt::NoCpu { vcpu: vcpu.id });
+                continue;
+            };
+            let walk = unwinder.on_cpu(vcpu, cpu);
+            match owner(kernel, cpus, cpu, walk.last_stack, doubts)? {
+                Some(task) => drop(walks.insert(task, (Found::OnCpu { vcpu: vcpu.id }, walk))),
+                None => doubts.push(Doubt::NoTask {
+                    vcpu: vcpu.id,
+                    at: Gva(vcpu.rip),
+                    stack: walk.last_stack,
+                    task: cpu.current,
+                }),
+            }
+        }
+        Ok(Self { walks })
+    }
+
+    /// The tasks.
+    pub(super) fn tasks(&self) -> impl Iterator<Item = Gva> {
+        self.walks.keys().copied()
+    }
+
+    /// What was found of one of them.
+    pub(super) fn take(&mut self, task: Gva) -> Option<(Found, Walk)> {
+        self.walks.remove(&task)
+    }
+}
+
+/// The task that a processor is on the stack of.
+///
+/// The processor's own record is behind or ahead for a moment when tasks switch; the stack is not. In user space, and before
+/// and behind the switch to a task's stack, there is only the record.
+fn owner(
+    kernel: &Running<'_, impl Memory>,
+    cpus: &[CpuStacks],
+    cpu: &CpuStacks,
+    stack: Option<Gva>,
+    doubts: &mut Vec<Doubt>,
+) -> Result<Option<Gva>, ReadError> {
+    let Some(stack) = stack else { return Ok(Some(cpu.current).filter(|task| task.0 != 0)) };
+    let has_it = |&task: &Gva| Task::stack_of(kernel, task) == Ok(stack);
+    let near = [cpu.current, cpu.queue_current].into_iter().find(has_it);
+    Ok(near.or_else(|| tasks::all(kernel, cpus, doubts).into_iter().find(has_it)))
+}

@@ -1,0 +1,198 @@
+//! What is known of a guest's stacks from one look to the next.
+//!
+//! Stacks of tasks that sleep are walked while the guest runs, in rounds: each finds who has run since the last, walks only
+//! those, and opens an [`Account`]. In the pause it remains to look at the few that have run since; which those are the
+//! account proves, or if it cannot, a look at each task's count.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::account::Account;
+use super::code::Code;
+use super::doubt::{Doubt, Outcome};
+use super::loaded::Loaded;
+use super::on_cpu::OnCpu;
+use super::stacks::CpuStacks;
+use super::task::{Mark, Task};
+use super::unwind::Unwinder;
+use super::{Census, Effort, Stack, tasks};
+use crate::addr::Gva;
+use crate::guest::{Memory, Paused};
+use crate::kernel::locate::Place;
+use crate::kernel::running::Running;
+use crate::kernel::space::ReadError;
+use crate::limits::KEPT_FRAMES;
+
+/// More rounds than this do not help: each is shorter than the one before, or the guest makes tasks faster than they are
+/// counted.
+const ROUNDS: u32 = 4;
+
+/// One task, as it was last seen.
+#[derive(Debug)]
+struct Entry {
+    stack: Stack,
+    /// Whether the stack stays this one as long as the task does not run.
+    holds: bool,
+    /// The round in which it was found to have run since the one before; 0 if it never was.
+    ran: u64,
+}
+
+/// All that is known of the stacks of one guest's kernel.
+#[derive(Debug, Default)]
+pub struct Survey {
+    place: Option<Place>,
+    round: u64,
+    loaded: Arc<Loaded>,
+    entries: HashMap<Gva, Entry>,
+    /// Every task, in the order in which they were found.
+    order: Vec<Gva>,
+    account: Option<Account>,
+    doubts: Vec<Doubt>,
+    effort: Effort,
+}
+
+impl Survey {
+    /// Looks at the stacks of a guest that may run, in as many rounds as help.
+    ///
+    /// Nothing of what is found is believed until [`Survey::settle`] has held it against a guest that stands still. A guest
+    /// that changes its lists while they are followed ends a round, and nothing is lost but what it would have saved.
+    pub fn prepare(&mut self, kernel: &Running<'_, impl Memory>) -> Result<(), ReadError> {
+        self.begin(kernel.place());
+        while self.effort.rounds < ROUNDS && !self.look(kernel)? {}
+        Ok(())
+    }
+
+    /// Makes what is known true of a guest that stands still.
+    pub fn settle<M: Paused>(&mut self, kernel: &Running<'_, M>, guest: &M) -> Result<(), ReadError> {
+        if self.place != Some(kernel.place()) {
+            self.begin(kernel.place());
+        }
+        self.round += 1;
+        let loaded = Loaded::read(kernel, &self.loaded)?;
+        self.doubts.clone_from(&loaded.doubts);
+        let loaded = Arc::new(loaded);
+        self.loaded = Arc::clone(&loaded);
+        let cpus = CpuStacks::all(kernel)?;
+        let code = Code::new(kernel, &loaded);
+        let unwinder = Unwinder::new(kernel, &code);
+        let mut on_cpu = OnCpu::find(kernel, guest, &cpus, &unwinder, &mut self.doubts)?;
+        let mut suspects = self.suspects(kernel, &cpus)?;
+        suspects.extend(on_cpu.tasks());
+        let mut seen = HashSet::new();
+        suspects.retain(|&task| task.0 != 0 && seen.insert(task));
+        for address in suspects {
+            let running = on_cpu.take(address);
+            let known = self.entries.get(&address);
+            self.effort.checked += 1;
+            if running.is_none() && holds(kernel, known)? {
+                continue;
+            }
+            let ran = if known.is_some() { self.round } else { 0 };
+            // Whoever has left every list is found by a processor alone.
+            if known.is_none() && self.effort.proven {
+                self.order.push(address);
+            }
+            let task = read(kernel, &cpus, address)?;
+            let stack = match running {
+                Some((found, walk)) => Stack { task, found, frames: walk.frames, outcome: walk.outcome },
+                None => unwinder.switched_out(task),
+            };
+            let holds = !stack.task.mark().on_cpu && stack.outcome == Outcome::Complete;
+            self.effort.walked += 1;
+            self.entries.insert(address, Entry { stack, holds, ran });
+        }
+        Ok(())
+    }
+
+    /// Where the kernel was that it is about.
+    pub fn place(&self) -> Option<Place> {
+        self.place
+    }
+
+    /// What the last [`Survey::settle`] has found.
+    pub fn census(&self) -> Census {
+        let stacks = self.order.iter().filter_map(|task| self.entries.get(task));
+        Census {
+            stacks: stacks.map(|entry| entry.stack.clone()).collect(),
+            loaded: Arc::clone(&self.loaded),
+            doubts: self.doubts.clone(),
+            effort: self.effort,
+        }
+    }
+
+    /// Forgets what is not of the kernel at `place`, or too much to be kept.
+    fn begin(&mut self, place: Place) {
+        let frames: usize = self.entries.values().map(|entry| entry.stack.frames.len()).sum();
+        if self.place != Some(place) || frames > KEPT_FRAMES {
+            *self = Self { place: Some(place), ..Self::default() };
+        }
+        self.effort = Effort::default();
+    }
+
+    /// One round; says whether it has found no more than was expected.
+    fn look(&mut self, kernel: &Running<'_, impl Memory>) -> Result<bool, ReadError> {
+        self.round += 1;
+        self.effort.rounds += 1;
+        self.account = None;
+        let loaded = Arc::new(Loaded::read(kernel, &self.loaded)?);
+        self.loaded = Arc::clone(&loaded);
+        let mut doubts = Vec::new();
+        let cpus = CpuStacks::all(kernel)?;
+        let mut likely = tasks::with_processors(kernel, &cpus, &mut doubts);
+        let recent = |entry: &Entry| !entry.holds || entry.ran > 0 && entry.ran + 2 >= self.round;
+        likely.extend(self.entries.iter().filter(|(_, entry)| recent(entry)).map(|(&task, _)| task));
+        let account = Account::open(kernel, &cpus, &likely)?;
+        let found = tasks::all(kernel, &cpus, &mut doubts);
+        let code = Code::new(kernel, &loaded);
+        let unwinder = Unwinder::new(kernel, &code);
+        let mut surprises = 0;
+        for &address in &found {
+            let known = self.entries.get(&address);
+            if holds(kernel, known)? {
+                continue;
+            }
+            let ran = if known.is_some() { self.round } else { 0 };
+            surprises += usize::from(account.as_ref().is_none_or(|account| !account.holds(address)));
+            let stack = unwinder.switched_out(read(kernel, &cpus, address)?);
+            // It may have run meanwhile, and then this is a mixture of what was and what is.
+            let mark = stack.task.mark();
+            let holds =
+                !mark.on_cpu && Mark::read(kernel, address)? == mark && stack.outcome == Outcome::Complete;
+            self.entries.insert(address, Entry { stack, holds, ran });
+        }
+        let there: HashSet<Gva> = found.iter().copied().collect();
+        self.entries.retain(|task, _| there.contains(task));
+        self.order = found;
+        self.account = account.filter(|_| doubts.is_empty());
+        Ok(surprises == 0 && self.account.is_some())
+    }
+
+    /// Those that may have run since the last round; all, if it cannot be told.
+    fn suspects(
+        &mut self,
+        kernel: &Running<'_, impl Memory>,
+        cpus: &[CpuStacks],
+    ) -> Result<Vec<Gva>, ReadError> {
+        if let Some(account) = self.account.take()
+            && account.closes(kernel, cpus)?
+        {
+            self.effort.proven = true;
+            let mut suspects = account.into_tasks();
+            suspects.extend(tasks::with_processors(kernel, cpus, &mut self.doubts));
+            return Ok(suspects);
+        }
+        self.order = tasks::all(kernel, cpus, &mut self.doubts);
+        Ok(self.order.clone())
+    }
+}
+
+/// Whether what is known of a task is still so.
+fn holds(kernel: &Running<'_, impl Memory>, known: Option<&Entry>) -> Result<bool, ReadError> {
+    let Some(entry) = known.filter(|entry| entry.holds) else { return Ok(false) };
+    Ok(Mark::read(kernel, entry.stack.task.address)? == entry.stack.task.mark())
+}
+
+fn read(kernel: &Running<'_, impl Memory>, cpus: &[CpuStacks], address: Gva) -> Result<Task, ReadError> {
+    let idle_of = cpus.iter().find(|cpu| cpu.idle == address).map(|cpu| cpu.cpu);
+    Ok(Task { idle_of, ..Task::read(kernel, address)? })
+}
