@@ -25,7 +25,7 @@ use figure::Figure;
 /// All groups take a fifth of it in an emulated host.
 const LIMIT: Duration = Duration::from_hours(1);
 
-/// Measure lucos-vmm side by side with QEMU: boot time, memory, disk, exits and pauses.
+/// Measure lucos-vmm side by side with QEMU: boot time, memory, disk, exits and pauses; and the census of kernel stacks.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 All figures come from one run on one host, with programs built for release. On an emulated host only the ratios mean
@@ -53,6 +53,8 @@ enum Group {
     Disk,
     /// The I/O exit round trip, and pauses of busy vCPUs.
     Pause,
+    /// Looking at every kernel stack, of guests with few and many tasks.
+    Census,
 }
 
 /// Does what the command line asks for.

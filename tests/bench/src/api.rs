@@ -50,9 +50,14 @@ impl Lucos {
         Self(socket.to_owned())
     }
 
-    fn put(&self, verb: &str) -> Result<Value> {
+    /// What the VMM answers to a question.
+    pub(crate) fn get(&self, verb: &str) -> Result<Value> {
+        self.ask("GET", verb)
+    }
+
+    fn ask(&self, method: &str, verb: &str) -> Result<Value> {
         let mut stream = connect(&self.0)?;
-        write!(stream, "PUT /api/v1/{verb} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "{method} /api/v1/{verb} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).with_context(|| format!("no answer to {verb}"))?;
         body(&answer).with_context(|| format!("in answer to {verb}"))
@@ -70,13 +75,13 @@ fn body(answer: &str) -> Result<Value> {
 
 impl Stop for Lucos {
     fn stop(&mut self) -> Result<Stopped> {
-        let report = self.put("vm.pause")?;
+        let report = self.ask("PUT", "vm.pause")?;
         let took = report["took_us"].as_u64().context("the report has no took_us")?;
         Ok(Stopped { took: Some(Duration::from_micros(took)) })
     }
 
     fn go_on(&mut self) -> Result<()> {
-        self.put("vm.resume").map(drop)
+        self.ask("PUT", "vm.resume").map(drop)
     }
 }
 

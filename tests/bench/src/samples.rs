@@ -44,6 +44,13 @@ impl Samples {
         if self.0.len() % 2 == 1 { self.0[half] } else { f64::midpoint(self.0[half - 1], self.0[half]) }
     }
 
+    pub(crate) fn mean(&self) -> f64 {
+        // The count of samples is far below what a float holds exactly.
+        #[expect(clippy::cast_precision_loss, reason = "a few dozen")]
+        let count = self.0.len() as f64;
+        self.0.iter().sum::<f64>() / count
+    }
+
     /// The smallest sample that at least `percent` in 100 are not above.
     pub(crate) fn percentile(&self, percent: usize) -> f64 {
         let rank = (self.0.len() * percent).div_ceil(100).clamp(1, self.0.len());

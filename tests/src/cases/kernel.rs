@@ -148,6 +148,10 @@ struct Tally {
     in_interrupt: usize,
     new: usize,
     dead: usize,
+    /// Looks for which the guest's counts have proven who had to be looked at, and what was then.
+    proven: usize,
+    checked: u64,
+    walked: u64,
     incomplete: BTreeMap<String, usize>,
 }
 
@@ -162,7 +166,12 @@ fn busy(kernel: &str) -> Result<()> {
     vm.run_within("sleep 3", LONG_COMMAND)?;
     let mut tally = Tally::default();
     for _ in 0..LOOKS {
-        let report = vm.lucos("stacks")?;
+        // What is kept from look to look must be what a new look finds.
+        let report = vm.lucos("stacks --verify")?;
+        let effort = &report["effort"];
+        tally.proven += usize::from(effort["proven"] == true);
+        tally.checked += effort["checked"].as_u64().context("no count")?;
+        tally.walked += effort["walked"].as_u64().context("no count")?;
         ensure!(report["doubts"].as_array().is_some_and(Vec::is_empty), "doubts: {}", report["doubts"]);
         for stack in report["stacks"].as_array().context("no stacks")? {
             let frames = stack["frames"].as_array().context("no frames")?;

@@ -39,6 +39,18 @@ pub enum Doubt {
         /// The list.
         what: &'static str,
     },
+    /// That a stack is still the one that was found before.
+    #[error(
+        "the stack of {comm} ({pid}) at {task} is not the one that was known, although the task is said not to have run"
+    )]
+    Stale {
+        /// The task.
+        task: Gva,
+        /// Its number.
+        pid: u32,
+        /// Its name.
+        comm: String,
+    },
     /// How the frames of some code lie.
     #[error("nothing says how the frames of the code at {at} lie: {why}")]
     NoTable {

@@ -58,6 +58,14 @@ pub struct Stack {
     pub outcome: Outcome,
 }
 
+impl Stack {
+    /// Whether it is the same task's, found the same way, with the same frames.
+    fn is_like(&self, other: &Self) -> bool {
+        let same_task = self.task.start_time == other.task.start_time && self.task.pid == other.task.pid;
+        same_task && self.found == other.found && self.frames == other.frames && self.outcome == other.outcome
+    }
+}
+
 /// How much was to be done for a census.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Effort {

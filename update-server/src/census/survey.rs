@@ -104,6 +104,29 @@ impl Survey {
         Ok(())
     }
 
+    /// Walks every stack of a guest that stands still anew. Where what [`Survey::settle`] has just said is not the same,
+    /// that becomes a doubt.
+    pub fn verify<M: Paused>(&mut self, kernel: &Running<'_, M>, guest: &M) -> Result<(), ReadError> {
+        let mut fresh = Self::default();
+        fresh.settle(kernel, guest)?;
+        let of = |survey: &Self| survey.order.iter().copied().collect::<HashSet<_>>();
+        let (ours, theirs) = (of(self), of(&fresh));
+        let same = |task: &Gva| match (self.entries.get(task), fresh.entries.get(task)) {
+            (Some(ours), Some(theirs)) => ours.stack.is_like(&theirs.stack),
+            _ => false,
+        };
+        let missed = ours.symmetric_difference(&theirs).copied();
+        let stale = missed.chain(ours.intersection(&theirs).copied().filter(|task| !same(task)));
+        let doubt = |task| {
+            let entry = self.entries.get(&task).or_else(|| fresh.entries.get(&task));
+            let (pid, comm) =
+                entry.map(|entry| (entry.stack.task.pid, entry.stack.task.comm.clone())).unzip();
+            Doubt::Stale { task, pid: pid.unwrap_or(0), comm: comm.unwrap_or_default() }
+        };
+        self.doubts.extend(stale.map(doubt));
+        Ok(())
+    }
+
     /// Where the kernel was that it is about.
     pub fn place(&self) -> Option<Place> {
         self.place
@@ -142,7 +165,8 @@ impl Survey {
         let recent = |entry: &Entry| !entry.holds || entry.ran > 0 && entry.ran + 2 >= self.round;
         likely.extend(self.entries.iter().filter(|(_, entry)| recent(entry)).map(|(&task, _)| task));
         let account = Account::open(kernel, &cpus, &likely)?;
-        let found = tasks::all(kernel, &cpus, &mut doubts);
+        // Not those that only a processor has: they are about to end, and would be none of it by the time of the pause.
+        let found = tasks::lasting(kernel, &cpus, &mut doubts);
         let code = Code::new(kernel, &loaded);
         let unwinder = Unwinder::new(kernel, &code);
         let mut surprises = 0;
@@ -178,6 +202,8 @@ impl Survey {
         {
             self.effort.proven = true;
             let mut suspects = account.into_tasks();
+            // Those that had left every list when it was opened, and are gone.
+            suspects.retain(|task| self.entries.contains_key(task));
             suspects.extend(tasks::with_processors(kernel, cpus, &mut self.doubts));
             return Ok(suspects);
         }

@@ -130,11 +130,10 @@ impl Mark {
     pub(super) fn read(kernel: &Running<'_, impl Memory>, address: Gva) -> Result<Self, ReadError> {
         let (space, layout) = (kernel.space(), &kernel.model().layout.task);
         let word = |offset| space.u64(address.wrapping_add(offset));
+        // In this order, as the guest may run: a task that is switched out in between has been counted by then.
+        let on_cpu = space.u32(address.wrapping_add(layout.on_cpu))? != 0;
         let voluntary = word(layout.voluntary_switches)?;
-        Ok(Self {
-            switches: voluntary.wrapping_add(word(layout.involuntary_switches)?),
-            start_time: word(layout.start_time)?,
-            on_cpu: space.u32(address.wrapping_add(layout.on_cpu))? != 0,
-        })
+        let switches = voluntary.wrapping_add(word(layout.involuntary_switches)?);
+        Ok(Self { on_cpu, switches, start_time: word(layout.start_time)? })
     }
 }

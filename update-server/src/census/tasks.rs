@@ -19,12 +19,21 @@ pub(super) fn all(
     doubts: &mut Vec<Doubt>,
 ) -> Vec<Gva> {
     let mut tasks = Tasks { kernel, seen: HashSet::new(), list: Vec::new() };
-    if let Err(source) = tasks.on_the_list(doubts) {
-        doubts.push(Doubt::Unreadable { what: "the list of tasks", source });
-    }
+    tasks.lasting(cpus, doubts);
     for task in with_processors(kernel, cpus, doubts) {
         tasks.add(task);
     }
+    tasks.list
+}
+
+/// Finds those that are on the list, and the idle ones.
+pub(super) fn lasting(
+    kernel: &Running<'_, impl Memory>,
+    cpus: &[CpuStacks],
+    doubts: &mut Vec<Doubt>,
+) -> Vec<Gva> {
+    let mut tasks = Tasks { kernel, seen: HashSet::new(), list: Vec::new() };
+    tasks.lasting(cpus, doubts);
     tasks.list
 }
 
@@ -50,6 +59,15 @@ struct Tasks<'a, 'g, M> {
 }
 
 impl<M: Memory> Tasks<'_, '_, M> {
+    fn lasting(&mut self, cpus: &[CpuStacks], doubts: &mut Vec<Doubt>) {
+        if let Err(source) = self.on_the_list(doubts) {
+            doubts.push(Doubt::Unreadable { what: "the list of tasks", source });
+        }
+        for cpu in cpus {
+            self.add(cpu.idle);
+        }
+    }
+
     /// Processes, by their first threads; then each one's threads.
     fn on_the_list(&mut self, doubts: &mut Vec<Doubt>) -> Result<(), ReadError> {
         let init = self.kernel.now(self.kernel.model().symbols.init_task);

@@ -26,7 +26,7 @@ pub(super) fn answer(verb: &Verb, body: &Value) -> String {
         Verb::Resume => read(body).map(resume),
         Verb::PowerButton | Verb::Shutdown => read(body).map(|Accepted { message }| message + "\n"),
         Verb::Counters => read(body).map(|counters| self::counters(&counters)),
-        Verb::Stacks => read(body).map(|report| kernel::stacks(&report)),
+        Verb::Stacks { .. } => read(body).map(|report| kernel::stacks(&report)),
         Verb::Tasks => read(body).map(|report| kernel::tasks(&report)),
         Verb::TextCheck => read(body).map(|report| kernel::text(&report)),
         Verb::Symbols { .. } => read(body).map(|report| kernel::symbols(&report)),

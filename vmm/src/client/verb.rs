@@ -29,7 +29,11 @@ pub enum Verb {
     /// What the machine has counted: exits, pauses, devices
     Counters,
     /// Every kernel stack of the guest, read from outside
-    Stacks,
+    Stacks {
+        /// Walk every stack anew while the guest stands still, and doubt what was kept from before if it differs
+        #[arg(long)]
+        verify: bool,
+    },
     /// Every task of the guest, read from outside
     Tasks,
     /// What of the kernel's text differs from its image, and why
@@ -56,7 +60,7 @@ impl Verb {
         Self::Resume,
         Self::PowerButton,
         Self::Counters,
-        Self::Stacks,
+        Self::Stacks { verify: false },
         Self::Tasks,
         Self::TextCheck,
         Self::Symbols { filter: None },
@@ -82,7 +86,7 @@ impl Verb {
             Self::Resume => "/api/v1/vm.resume",
             Self::PowerButton => "/api/v1/vm.power-button",
             Self::Counters => "/api/v1/vm.counters",
-            Self::Stacks => "/api/v1/vm.stacks",
+            Self::Stacks { .. } => "/api/v1/vm.stacks",
             Self::Tasks => "/api/v1/vm.tasks",
             Self::TextCheck => "/api/v1/vm.text-check",
             Self::Symbols { .. } => "/api/v1/vm.symbols",
@@ -95,6 +99,7 @@ impl Verb {
     pub fn query(&self) -> String {
         match self {
             Self::Symbols { filter: Some(filter) } => format!("?filter={}", escaped(filter)),
+            Self::Stacks { verify: true } => "?verify=true".to_owned(),
             _ => String::new(),
         }
     }

@@ -25,8 +25,9 @@ pub trait MachineControl: Send + Sync {
     /// Presses the ACPI power button; the guest decides what it does. Needs `Running`.
     fn power_button(&self) -> Result<(), ControlError>;
 
-    /// Reads every kernel stack. Needs `Running`, and then stops the machine for a moment, or `Paused`.
-    fn stacks(&self) -> Result<StackReport, ControlError>;
+    /// Reads every kernel stack, and with `verify` all of them once more while the machine stands still. Needs `Running`, and
+    /// then stops the machine for a moment, or `Paused`.
+    fn stacks(&self, verify: bool) -> Result<StackReport, ControlError>;
 
     /// Reads the list of tasks; as [`MachineControl::stacks`].
     fn tasks(&self) -> Result<TaskReport, ControlError>;

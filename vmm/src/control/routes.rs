@@ -224,15 +224,28 @@ async fn vm_power_button(State(api): State<Api>) -> Result<impl IntoResponse, Re
     Ok((StatusCode::ACCEPTED, Json(Accepted { message })))
 }
 
+/// How stacks are looked at.
+#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+struct StackChoice {
+    /// Whether every stack is walked anew while the guest stands still, and doubted if it is not as it was known to be.
+    #[serde(default)]
+    verify: bool,
+}
+
 /// Every kernel stack of the guest
 ///
-/// Read from outside; the guest stands still for it, and takes no part. The machine must be running or paused.
-#[utoipa::path(get, path = "/api/v1/vm.stacks", tag = "kernel", responses(
+/// Read from outside, most of it while the guest runs; it stands still only for what has run meanwhile, and takes no part.
+/// The machine must be running or paused.
+#[utoipa::path(get, path = "/api/v1/vm.stacks", tag = "kernel", params(StackChoice), responses(
     (status = 200, body = StackReport),
     (status = 409, description = "The machine is neither, or its kernel is not the one it was started with", body = ApiError),
 ))]
-async fn vm_stacks(State(api): State<Api>) -> Result<Json<StackReport>, Refusal> {
-    api.act_within(INSPECT_LIMIT, |machine| machine.stacks()).await.map(Json)
+async fn vm_stacks(
+    State(api): State<Api>,
+    Query(StackChoice { verify }): Query<StackChoice>,
+) -> Result<Json<StackReport>, Refusal> {
+    api.act_within(INSPECT_LIMIT, move |machine| machine.stacks(verify)).await.map(Json)
 }
 
 /// Every task of the guest

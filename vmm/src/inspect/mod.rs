@@ -96,10 +96,18 @@ pub fn prepare(model: &Model, memory: &GuestBytes<'_>, place: Place, survey: &mu
     }
 }
 
-/// Finds every kernel stack of `guest`, and where its kernel is.
-pub fn settle(model: &Model, guest: &StillGuest<'_>, survey: &mut Survey) -> Result<Place, InspectError> {
+/// Finds every kernel stack of `guest`, and where its kernel is; with `verify` every stack is walked anew, too.
+pub fn settle(
+    model: &Model,
+    guest: &StillGuest<'_>,
+    survey: &mut Survey,
+    verify: bool,
+) -> Result<Place, InspectError> {
     let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
     survey.settle(&kernel, guest).map_err(InspectError::Memory)?;
+    if verify {
+        survey.verify(&kernel, guest).map_err(InspectError::Memory)?;
+    }
     Ok(kernel.place())
 }
 

@@ -138,7 +138,7 @@ impl Controller {
     }
 
     /// Every kernel stack of the guest, where its kernel is, and for how long the guest stood still, in microseconds.
-    fn census(&self, operation: &'static str) -> Result<(Place, Census, u64), ControlError> {
+    fn census(&self, operation: &'static str, verify: bool) -> Result<(Place, Census, u64), ControlError> {
         let mut survey = self.inspector.survey();
         let mut found_us = 0;
         if self.state() == MachineState::Running {
@@ -155,7 +155,8 @@ impl Controller {
                 Ok(())
             })?;
         }
-        let settle = |model: &Model, guest: &StillGuest<'_>| inspect::settle(model, guest, &mut survey);
+        let settle =
+            |model: &Model, guest: &StillGuest<'_>| inspect::settle(model, guest, &mut survey, verify);
         let (place, settled_us) = self.inspect(operation, settle)?;
         Ok((place, survey.census(), found_us + settled_us))
     }
@@ -219,15 +220,15 @@ impl MachineControl for Controller {
         if instance.press_power_button() { Ok(()) } else { Err(ControlError::NobodyListens) }
     }
 
-    fn stacks(&self) -> Result<StackReport, ControlError> {
-        let (place, census, paused_us) = self.census("vm.stacks")?;
+    fn stacks(&self, verify: bool) -> Result<StackReport, ControlError> {
+        let (place, census, paused_us) = self.census("vm.stacks", verify)?;
         let report =
             self.look("vm.stacks", |model, memory| Ok(inspect::stacks(model, memory, place, &census)))?;
         Ok(StackReport { paused_us, ..report })
     }
 
     fn tasks(&self) -> Result<TaskReport, ControlError> {
-        let (place, census, paused_us) = self.census("vm.tasks")?;
+        let (place, census, paused_us) = self.census("vm.tasks", false)?;
         let report =
             self.look("vm.tasks", |model, memory| Ok(inspect::tasks(model, memory, place, &census)))?;
         Ok(TaskReport { paused_us, ..report })

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lucos_vmm::config::MachineSpec;
 use lucos_vmm::control::model::{
-    Counters, Difference, FrameInfo, MachineState, PauseReport, ResumeReport, StackInfo, StackReport,
+    Counters, Difference, Effort, FrameInfo, MachineState, PauseReport, ResumeReport, StackInfo, StackReport,
     SymbolInfo, SymbolReport, TaskInfo, TaskReport, TextReport, TextShare,
 };
 use lucos_vmm::control::{ControlError, MachineControl};
@@ -96,7 +96,7 @@ impl MachineControl for Scripted {
         Ok(())
     }
 
-    fn stacks(&self) -> Result<StackReport, ControlError> {
+    fn stacks(&self, _verify: bool) -> Result<StackReport, ControlError> {
         let task = TaskInfo {
             pid: 17,
             tgid: 16,
@@ -113,7 +113,13 @@ impl MachineControl for Scripted {
             FrameInfo { address: "0x10".into(), name: "schedule+0x10/0x20".into(), behind_call: true };
         let doubt = Some("the stack ends".into());
         let stacks = vec![StackInfo { task, frames: vec![frame], complete: false, doubt }];
-        Ok(StackReport { kernel: "6.1.0".into(), stacks, doubts: Vec::new(), paused_us: 1500 })
+        Ok(StackReport {
+            kernel: "6.1.0".into(),
+            stacks,
+            doubts: Vec::new(),
+            effort: Effort::default(),
+            paused_us: 1500,
+        })
     }
 
     fn tasks(&self) -> Result<TaskReport, ControlError> {

@@ -1,6 +1,7 @@
 //! What is measured, in groups that can be asked for.
 
 mod boot;
+mod census;
 mod disk;
 mod memory;
 mod pause;
@@ -24,6 +25,8 @@ pub(crate) enum Group {
     Disk,
     /// Exits, and stopping vCPUs.
     Pause,
+    /// Looking at every kernel stack.
+    Census,
 }
 
 impl Group {
@@ -40,6 +43,7 @@ impl Group {
             Self::Memory => memory::measure(setting),
             Self::Disk => disk::measure(setting),
             Self::Pause => pause::measure(setting),
+            Self::Census => census::measure(setting),
         }
     }
 }
@@ -103,6 +107,6 @@ mod tests {
     #[test]
     fn groups_come_once_and_in_order() {
         assert_eq!(Group::chosen(&[Group::Pause, Group::Boot, Group::Boot]), [Group::Boot, Group::Pause]);
-        assert_eq!(Group::chosen(&[]).len(), 4);
+        assert_eq!(Group::chosen(&[]).len(), 5);
     }
 }
