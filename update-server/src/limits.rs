@@ -60,3 +60,9 @@ pub const CENSUS_STEPS: u64 = 1 << 24;
 
 /// Frames that are kept from one census to the next, all stacks together: 32 MiB of them. 16,000 tasks have 250,000.
 pub const KEPT_FRAMES: usize = 1 << 20;
+
+/// Instructions of one function that are followed: the longest of Debian's have 20,000.
+pub const FOLLOWED_INSTRUCTIONS: usize = 1 << 16;
+
+/// Bytes of one function that are followed: the longest of Debian's have 100,000.
+pub const FUNCTION_BYTES: u64 = 1 << 18;

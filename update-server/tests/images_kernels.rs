@@ -1,12 +1,14 @@
 //! Debian's kernels, read whole. `LUCOS_IMAGES` names the folder that has them; `cargo xtask test` sees to it.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 
 use update_server::addr::Gva;
-use update_server::image::{Image, SiteKind};
+use update_server::census::flow;
+use update_server::image::{FrameKind, Image, SiteKind};
 use update_server::kernel::model::Model;
 
 /// Every kernel image there is, by the name that tests know it by; empty, and said so, without a folder.
@@ -188,4 +190,50 @@ fn a_kernel_with_random_damage_is_an_error_or_a_kernel_and_no_panic() {
         refused += usize::from(Image::read(&damaged).map(|image| Model::new(image).map(drop)).is_err());
     }
     assert!(refused > 0, "damage is never noticed");
+}
+
+/// The kernel's own table is true, so that what is said of the code itself must be the same: wherever it says anything.
+#[test]
+fn the_code_says_the_same_of_its_frames_as_the_unwind_table() {
+    for (name, path) in kernels("the_code_says_the_same_of_its_frames_as_the_unwind_table") {
+        let image = Image::read(&fs::read(path).unwrap()).unwrap();
+        let (_, text, len) = image.sections().find(|(section, ..)| *section == ".text").unwrap();
+        let end = text.wrapping_add(len as u64);
+        let (mut same, mut silent, mut other) = (0, 0, Vec::new());
+        let functions = image.symbols().iter().filter(|symbol| symbol.is_function());
+        let functions = functions.filter(|symbol| symbol.address >= text && symbol.address < end);
+        for function in functions.step_by(17).filter(|function| !function.name.contains(".cold")) {
+            let Some(next) = image.symbols().next_behind(function.address) else { continue };
+            let bytes = usize::try_from(next.min(end).0 - function.address.0).unwrap();
+            let code = image.bytes(function.address, bytes).unwrap();
+            // Places within it at which no two instructions are alike.
+            for offset in (0..bytes as u64).step_by(11) {
+                let at = function.address.wrapping_add(offset);
+                let orc = image.orc().entry(at).unwrap();
+                // The table is that of what may replace the code, too.
+                let replaced = image
+                    .sites()
+                    .overlapping(at, 1)
+                    .any(|site| matches!(site.kind, SiteKind::Alternative | SiteKind::Paravirt));
+                if orc.kind != FrameKind::Call || replaced {
+                    continue;
+                }
+                let states = flow::states(code, function.address.0, at.0, &Cell::new(1 << 20));
+                match states.iter().any(|state| state.agrees(orc)) {
+                    true => same += 1,
+                    false if states.is_empty() => silent += 1,
+                    false => other.push(format!(
+                        "{} {}+{offset:#x}: {orc:?} {states:?}",
+                        function.address, function.name
+                    )),
+                }
+            }
+        }
+        println!("{name}: {same} the same, {silent} not said, {} other", other.len());
+        other.dedup_by(|a, b| a.split('+').next() == b.split('+').next());
+        // A weak function that another took the place of is still there, and has no symbol to begin at; and hand-written
+        // code has symbols in its middle.
+        assert!(other.len() < 8, "{name}: {other:#?}");
+        assert!(same > 5 * silent, "{name}: {same} the same, and {silent} not said");
+    }
 }

@@ -59,6 +59,16 @@ pub enum Doubt {
         /// What is missing.
         why: String,
     },
+    /// That the unwind table of a module tells the truth.
+    #[error(
+        "the unwind table of module {module} says something else of the frame at {at} than the code there"
+    )]
+    Contradicted {
+        /// The module.
+        module: String,
+        /// An instruction of it.
+        at: Gva,
+    },
     /// What is on the stack there.
     #[error("the stack at {at} is not one of the task's or the processor's")]
     OffStack {

@@ -7,6 +7,7 @@ mod account;
 mod bounds;
 mod code;
 mod doubt;
+pub mod flow;
 mod loaded;
 mod on_cpu;
 mod patched;

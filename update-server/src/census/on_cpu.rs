@@ -11,7 +11,6 @@ use super::unwind::{Unwinder, Walk};
 use crate::addr::Gva;
 use crate::guest::{Memory, Paused};
 use crate::kernel::running::Running;
-use crate::kernel::space::ReadError;
 
 /// The tasks that vCPUs run, each with what was found on its stack.
 #[derive(Debug)]
@@ -27,7 +26,7 @@ impl OnCpu {
         cpus: &[CpuStacks],
         unwinder: &Unwinder<'_, '_, M>,
         doubts: &mut Vec<Doubt>,
-    ) -> Result<Self, ReadError> {
+    ) -> Self {
         let mut walks = HashMap::new();
         for vcpu in guest.vcpus().iter().filter(|vcpu| stacks::is_in_kernel(vcpu)) {
             let Some(cpu) = stacks::cpu_of(kernel, vcpu, cpus) else {
@@ -35,7 +34,7 @@ impl OnCpu {
                 continue;
             };
             let walk = unwinder.on_cpu(vcpu, cpu);
-            match owner(kernel, cpus, cpu, walk.last_stack, doubts)? {
+            match owner(kernel, cpus, cpu, walk.last_stack, doubts) {
                 Some(task) => drop(walks.insert(task, (Found::OnCpu { vcpu: vcpu.id }, walk))),
                 None => doubts.push(Doubt::NoTask {
                     vcpu: vcpu.id,
@@ -45,7 +44,7 @@ impl OnCpu {
                 }),
             }
         }
-        Ok(Self { walks })
+        Self { walks }
     }
 
     /// The tasks.
@@ -69,9 +68,9 @@ fn owner(
     cpu: &CpuStacks,
     stack: Option<Gva>,
     doubts: &mut Vec<Doubt>,
-) -> Result<Option<Gva>, ReadError> {
-    let Some(stack) = stack else { return Ok(Some(cpu.current).filter(|task| task.0 != 0)) };
+) -> Option<Gva> {
+    let Some(stack) = stack else { return Some(cpu.current).filter(|task| task.0 != 0) };
     let has_it = |&task: &Gva| Task::stack_of(kernel, task) == Ok(stack);
     let near = [cpu.current, cpu.queue_current].into_iter().find(has_it);
-    Ok(near.or_else(|| tasks::all(kernel, cpus, doubts).into_iter().find(has_it)))
+    near.or_else(|| tasks::all(kernel, cpus, doubts).into_iter().find(has_it))
 }

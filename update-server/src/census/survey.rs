@@ -75,7 +75,7 @@ impl Survey {
         let cpus = CpuStacks::all(kernel)?;
         let code = Code::new(kernel, &loaded);
         let unwinder = Unwinder::new(kernel, &code);
-        let mut on_cpu = OnCpu::find(kernel, guest, &cpus, &unwinder, &mut self.doubts)?;
+        let mut on_cpu = OnCpu::find(kernel, guest, &cpus, &unwinder, &mut self.doubts);
         let mut suspects = self.suspects(kernel, &cpus)?;
         suspects.extend(on_cpu.tasks());
         let mut seen = HashSet::new();

@@ -4,8 +4,9 @@
 use std::cell::Cell;
 
 use super::bounds::Bounds;
-use super::code::Code;
+use super::code::{Code, CodeKind};
 use super::doubt::{Doubt, Outcome};
+use super::flow;
 use super::patched;
 use super::stacks::CpuStacks;
 use super::task::Task;
@@ -14,8 +15,9 @@ use crate::addr::Gva;
 use crate::guest::{Memory, Registers, Vcpu};
 use crate::image::{Base, FrameKind, OrcEntry, Register};
 use crate::kernel::hooks;
+use crate::kernel::modules::Module;
 use crate::kernel::running::Running;
-use crate::limits::{CENSUS_STEPS, FRAMES};
+use crate::limits::{CENSUS_STEPS, FRAMES, FUNCTION_BYTES};
 
 /// One frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,6 +254,9 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
     fn orc(&self, state: &State, at: Gva) -> Result<OrcEntry, Doubt> {
         let no_table = |why| Doubt::NoTable { at: state.ip, why };
         let mut found = self.code.orc(at).map_err(no_table)?;
+        if let CodeKind::Module(module) = self.code.kind(at) {
+            self.check_module(module, at, found)?;
+        }
         if !matches!(state.saved, Saved::Vcpu(_) | Saved::Stack(_)) || !state.signal {
             return Ok(found);
         }
@@ -275,6 +280,26 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             }
         }
         Ok(found)
+    }
+
+    /// Holds the entry of a module's table, which is in memory that the guest can write to, against the module's code.
+    fn check_module(&self, module: &Module, at: Gva, orc: OrcEntry) -> Result<(), Doubt> {
+        let contradicted = || Doubt::Contradicted { module: module.name.clone(), at };
+        if orc.kind == FrameKind::End {
+            return Err(contradicted());
+        }
+        // The second halves of functions have no entry to begin at.
+        let symbol = module.symbols.containing(at).filter(|(symbol, _)| !symbol.name.contains(".cold"));
+        let (Some((symbol, _)), Some(end)) = (symbol, module.symbols.next_behind(at)) else { return Ok(()) };
+        let end = if module.text().contains(&at) { end.min(module.text().end) } else { end };
+        let len = end.0.wrapping_sub(symbol.address.0).min(FUNCTION_BYTES);
+        let mut code = vec![0; usize::try_from(len).unwrap_or(0)];
+        if self.kernel.space().read(symbol.address, &mut code).is_err() {
+            return Ok(());
+        }
+        let states = flow::states(&code, symbol.address.0, at.0, &self.steps);
+        let agrees = states.is_empty() || states.iter().any(|state| state.agrees(orc));
+        if agrees { Ok(()) } else { Err(contradicted()) }
     }
 
     /// Whether `at` is behind the call that has just saved an interruption's registers, with the next instruction moving to

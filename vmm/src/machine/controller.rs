@@ -142,13 +142,12 @@ impl Controller {
         let mut survey = self.inspector.survey();
         let mut found_us = 0;
         if self.state() == MachineState::Running {
-            let place = match survey.place() {
-                Some(place) => place,
-                None => {
-                    let (place, paused_us) = self.inspect(operation, inspect::place)?;
-                    found_us = paused_us;
-                    place
-                }
+            let place = if let Some(place) = survey.place() {
+                place
+            } else {
+                let (place, paused_us) = self.inspect(operation, inspect::place)?;
+                found_us = paused_us;
+                place
             };
             self.look(operation, |model, memory| {
                 inspect::prepare(model, memory, place, &mut survey);
