@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use update_server::addr::Gva;
 use update_server::census::flow;
-use update_server::image::{FrameKind, Image, SiteKind};
+use update_server::image::{FrameKind, Image, SiteKind, Symbol};
 use update_server::kernel::model::Model;
 
 /// Every kernel image there is, by the name that tests know it by; empty, and said so, without a folder.
@@ -200,7 +200,7 @@ fn the_code_says_the_same_of_its_frames_as_the_unwind_table() {
         let (_, text, len) = image.sections().find(|(section, ..)| *section == ".text").unwrap();
         let end = text.wrapping_add(len as u64);
         let (mut same, mut silent, mut other) = (0, 0, Vec::new());
-        let functions = image.symbols().iter().filter(|symbol| symbol.is_function());
+        let functions = image.symbols().iter().filter(Symbol::is_function);
         let functions = functions.filter(|symbol| symbol.address >= text && symbol.address < end);
         for function in functions.step_by(17).filter(|function| !function.name.contains(".cold")) {
             let Some(next) = image.symbols().next_behind(function.address) else { continue };

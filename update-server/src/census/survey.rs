@@ -76,11 +76,7 @@ impl Survey {
         let code = Code::new(kernel, &loaded);
         let unwinder = Unwinder::new(kernel, &code);
         let mut on_cpu = OnCpu::find(kernel, guest, &cpus, &unwinder, &mut self.doubts);
-        let mut suspects = self.suspects(kernel, &cpus)?;
-        suspects.extend(on_cpu.tasks());
-        let mut seen = HashSet::new();
-        suspects.retain(|&task| task.0 != 0 && seen.insert(task));
-        for address in suspects {
+        for address in self.suspects(kernel, &cpus, &on_cpu)? {
             let running = on_cpu.take(address);
             let known = self.entries.get(&address);
             self.effort.checked += 1;
@@ -191,11 +187,12 @@ impl Survey {
         Ok(surprises == 0 && self.account.is_some())
     }
 
-    /// Those that may have run since the last round; all, if it cannot be told.
+    /// Those that may have run since the last round, each once; all, if it cannot be told.
     fn suspects(
         &mut self,
         kernel: &Running<'_, impl Memory>,
         cpus: &[CpuStacks],
+        on_cpu: &OnCpu,
     ) -> Result<Vec<Gva>, ReadError> {
         if let Some(account) = self.account.take()
             && account.closes(kernel, cpus)?
@@ -205,6 +202,10 @@ impl Survey {
             // Those that had left every list when it was opened, and are gone.
             suspects.retain(|task| self.entries.contains_key(task));
             suspects.extend(tasks::with_processors(kernel, cpus, &mut self.doubts));
+            suspects.extend(on_cpu.tasks());
+            suspects.retain(|task| task.0 != 0);
+            suspects.sort_unstable();
+            suspects.dedup();
             return Ok(suspects);
         }
         self.order = tasks::all(kernel, cpus, &mut self.doubts);

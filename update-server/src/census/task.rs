@@ -129,11 +129,11 @@ impl Mark {
     /// Reads that of the task at `address`.
     pub(super) fn read(kernel: &Running<'_, impl Memory>, address: Gva) -> Result<Self, ReadError> {
         let (space, layout) = (kernel.space(), &kernel.model().layout.task);
-        let word = |offset| space.u64(address.wrapping_add(offset));
         // In this order, as the guest may run: a task that is switched out in between has been counted by then.
         let on_cpu = space.u32(address.wrapping_add(layout.on_cpu))? != 0;
-        let voluntary = word(layout.voluntary_switches)?;
-        let switches = voluntary.wrapping_add(word(layout.involuntary_switches)?);
-        Ok(Self { on_cpu, switches, start_time: word(layout.start_time)? })
+        let [voluntary, involuntary, start_time] = space
+            .words(address, [layout.voluntary_switches, layout.involuntary_switches, layout.start_time])?;
+        let switches = voluntary.wrapping_add(involuntary);
+        Ok(Self { on_cpu, switches, start_time })
     }
 }

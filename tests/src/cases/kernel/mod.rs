@@ -1,0 +1,55 @@
+//! The guest's kernel, looked into from outside.
+
+mod busy;
+mod loaded;
+mod sleepers;
+mod tally;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::harness::{Test, Tier};
+use crate::vm::Vm;
+
+use busy::busy;
+use loaded::loaded;
+use sleepers::{TRACERS, sleepers};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("kernel::traced_6_1_cloud", Tier::Gate, || sleepers("vmlinuz-6.1-cloud", &TRACERS)),
+    Test::new("kernel::traced_6_12_cloud", Tier::Full, || sleepers("vmlinuz-6.12-cloud", &TRACERS)),
+    Test::new("kernel::traced_6_1_rt", Tier::Full, || sleepers("vmlinuz-6.1-rt", &TRACERS)),
+    Test::new("kernel::busy_6_1_cloud", Tier::Gate, || busy("vmlinuz-6.1-cloud")),
+    Test::new("kernel::busy_6_12_cloud", Tier::Full, || busy("vmlinuz-6.12-cloud")),
+    Test::new("kernel::busy_6_1_rt", Tier::Full, || busy("vmlinuz-6.1-rt")),
+    Test::new("kernel::loaded_6_1_generic", Tier::Gate, || loaded("6.1-generic")),
+    Test::new("kernel::loaded_6_1_cloud", Tier::Full, || loaded("6.1-cloud")),
+    Test::new("kernel::loaded_6_1_rt", Tier::Full, || loaded("6.1-rt")),
+    Test::new("kernel::loaded_6_12_cloud", Tier::Full, || loaded("6.12-cloud")),
+    Test::new("kernel::loaded_6_12_generic", Tier::Full, || loaded("6.12-generic")),
+    Test::new("kernel::sleepers_of_6_1_cloud", Tier::Gate, || sleepers("vmlinuz-6.1-cloud", &[])),
+    Test::new("kernel::sleepers_of_6_1_generic", Tier::Full, || sleepers("vmlinuz-6.1-generic", &[])),
+    Test::new("kernel::sleepers_of_6_1_rt", Tier::Full, || sleepers("vmlinuz-6.1-rt", &[])),
+    Test::new("kernel::sleepers_of_6_12_cloud", Tier::Gate, || sleepers("vmlinuz-6.12-cloud", &[])),
+    Test::new("kernel::sleepers_of_6_12_generic", Tier::Full, || sleepers("vmlinuz-6.12-generic", &[])),
+];
+
+fn number(text: &Value) -> Option<u64> {
+    u64::from_str_radix(text.as_str()?.strip_prefix("0x")?, 16).ok()
+}
+
+/// Where a symbol of the guest's kernel is.
+fn symbol(vm: &Vm, name: &str) -> Result<u64> {
+    let report = vm.lucos(&format!("symbols {name}"))?;
+    number(&report["symbols"][0]["address"]).with_context(|| format!("no symbol {name} in {report}"))
+}
+
+/// Every byte of the kernel's text that is not the image's must be where one of its tables says that it may change.
+fn text(vm: &Vm) -> Result<()> {
+    let report = vm.lucos("text-check")?;
+    let unexplained = report["unexplained"].as_array().context("no report on the text")?;
+    let list: Vec<String> = unexplained.iter().map(ToString::to_string).collect();
+    ensure!(list.is_empty(), "{} places of the text differ for no reason:\n{}", list.len(), list.join("\n"));
+    println!("text: {}", report["explained"]);
+    Ok(())
+}
