@@ -156,6 +156,10 @@ fn everything(extent: Extent, only: &Only, deadline: Deadline) -> Result<Report>
             let session = amd(&images, kernel, &programs, &again, extent.tier(), only);
             session.run(Show::Live, deadline)?.into_iter().for_each(|suite| report.add(suite));
         }
+        if extent == Extent::Full {
+            let session = five_levels(&images, only);
+            session.run(Show::Live, deadline)?.into_iter().for_each(|suite| report.add(suite));
+        }
         progress::note("waiting for the Intel host");
         join(intel)?.into_iter().for_each(|suite| report.add(suite));
         Ok(report)
@@ -264,6 +268,20 @@ fn amd(
     steps.push(system_tests(tier));
     steps.retain(|step| only.takes(&step.name));
     Session { place: name(&spec), spec, steps }
+}
+
+/// A host whose guests use five levels of page tables.
+fn five_levels(images: &[Image], only: &Only) -> Session {
+    let spec = HostSpec {
+        cpu: Some(Cpu::Amd),
+        kernel: Some(Series::V6_1),
+        five_levels: true,
+        images: images.to_vec(),
+        ..HostSpec::default()
+    };
+    let mut steps = vec![system_tests("five-levels")];
+    steps.retain(|step| only.takes(&step.name));
+    Session { place: "AMD host, five-level paging".to_owned(), spec, steps }
 }
 
 fn intel(images: &[Image], kernel: Option<Series>, only: &Only) -> Session {

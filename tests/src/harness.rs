@@ -23,6 +23,8 @@ pub(crate) enum Tier {
     Full,
     /// In the emulated Intel host, which interprets every instruction.
     Intel,
+    /// In an emulated AMD host whose processor has five-level paging.
+    FiveLevels,
 }
 
 impl Tier {
@@ -31,6 +33,7 @@ impl Tier {
             Self::Gate => "gate",
             Self::Full => "full",
             Self::Intel => "intel",
+            Self::FiveLevels => "five-levels",
         }
     }
 

@@ -38,6 +38,8 @@ pub(crate) struct Vm {
     pty: Option<Pty>,
     folder: tempfile::TempDir,
     commands: u32,
+    /// How many times longer than usual is waited.
+    patience: u32,
 }
 
 /// The way to the guest's serial input.
@@ -100,7 +102,7 @@ impl Vm {
     pub(crate) fn try_lucos(&self, verb: &str) -> Result<process::Output> {
         let mut lucos = Command::new(images::program("lucos")?);
         lucos.arg("--api-socket").arg(self.api_socket()).arg("--json").args(verb.split(' '));
-        process::run(&mut lucos, crate::deadlines::COMMAND)
+        process::run(&mut lucos, crate::deadlines::COMMAND * self.patience)
     }
 
     /// Waits until the control API answers: by then, disks are locked and sockets are made.

@@ -103,9 +103,10 @@ fn boot_files(cache: &Cache, kernel: &Kernel) -> Result<Boot> {
 }
 
 /// The processor: everything that QEMU emulates, less XSAVE and what needs it (AVX, protection keys), whose state is one
-/// more thing for it to get wrong between host and guest, and less five-level paging, which makes the nested page tables
-/// follow suit at each TLB miss of a guest. `max` alone has SVM, but says so of nested paging only when asked.
-const PROCESSOR: &str = "max,+svm,+npt,-xsave,-avx,-avx2,-f16c,-fma,-pku,-la57";
+/// more thing for it to get wrong between host and guest. Five-level paging, which makes the nested page tables follow suit
+/// at each TLB miss of a guest, is only for who asks for it. `max` alone has SVM, but says so of nested paging only when
+/// asked.
+const PROCESSOR: &str = "max,+svm,+npt,-xsave,-avx,-avx2,-f16c,-fma,-pku";
 
 /// The arguments of one QEMU.
 #[derive(Debug)]
@@ -118,7 +119,8 @@ impl Qemu {
         let mut qemu = Self { arguments: Vec::new() };
         qemu.add("-nodefaults -no-user-config -no-reboot -display none -machine pc -rtc base=utc");
         qemu.add("-accel tcg,thread=multi");
-        qemu.add(&format!("-cpu {PROCESSOR}"));
+        let five_levels = if spec.five_levels { "on" } else { "off" };
+        qemu.add(&format!("-cpu {PROCESSOR},la57={five_levels}"));
         qemu.add(&format!("-smp {}", spec.smp.unwrap_or(PROCESSORS)));
         qemu.add(&format!("-m {}", spec.memory_mib.unwrap_or(MEMORY_MIB)));
         qemu.add(&format!("-serial file:{}", machine::CONSOLE));

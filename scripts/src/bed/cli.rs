@@ -42,6 +42,9 @@ pub struct KvmHost {
     /// Memory of an emulated host in MiB [default: AMD 4096, Intel 1024].
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(256..))]
     memory: Option<u32>,
+    /// Give the AMD host's processor five-level paging; guests use it, too.
+    #[arg(long)]
+    five_levels: bool,
     /// The time limit, from the start of the host.
     #[arg(long, value_name = "SECONDS", default_value = "900")]
     timeout: u64,
@@ -101,6 +104,7 @@ impl KvmHost {
             kernel: self.host_kernel,
             smp: self.smp,
             memory_mib: self.memory,
+            five_levels: self.five_levels,
             timeout: Duration::from_secs(self.timeout),
             // Cargo's two odd ones out.
             profile: match self.profile.as_str() {

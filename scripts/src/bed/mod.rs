@@ -71,6 +71,8 @@ pub struct HostSpec {
     pub smp: Option<u32>,
     /// Memory of an emulated host; `None` takes 4 GiB on AMD and 1 GiB on Intel.
     pub memory_mib: Option<u32>,
+    /// Whether an AMD host's processor has five-level paging, which its guests then use, too.
+    pub five_levels: bool,
     /// From the start of the machine; what happens before (fetching, building) is not counted.
     pub timeout: Duration,
     /// The folder below cargo's target folder whose programs are in `LUCOS_BIN`.
@@ -145,6 +147,7 @@ impl Default for HostSpec {
             kernel: None,
             smp: None,
             memory_mib: None,
+            five_levels: false,
             timeout: Duration::from_mins(15),
             profile: "debug".to_owned(),
             with: Vec::new(),

@@ -29,17 +29,20 @@ pub(crate) struct Builder {
     arguments: Vec<OsString>,
     cmdline: String,
     console: Console,
+    patience: u32,
 }
 
 impl Builder {
     pub(super) fn new(kernel: &str) -> Result<Self> {
-        let builder = Self { arguments: Vec::new(), cmdline: String::new(), console: Console::Pipes };
+        let builder =
+            Self { arguments: Vec::new(), cmdline: String::new(), console: Console::Pipes, patience: 1 };
         Ok(builder.arg("--kernel", images::image(kernel)?))
     }
 
     /// Only what the configuration file says.
     pub(crate) fn from_config(file: &Path) -> Self {
-        let builder = Self { arguments: Vec::new(), cmdline: String::new(), console: Console::Elsewhere };
+        let builder =
+            Self { arguments: Vec::new(), cmdline: String::new(), console: Console::Elsewhere, patience: 1 };
         builder.arg("--config", file)
     }
 
@@ -95,6 +98,12 @@ impl Builder {
         self.arg("--agent", folder.join(AGENT_SOCKET))
     }
 
+    /// Waits longer for everything: the host interprets each instruction.
+    pub(crate) fn on_a_slow_host(mut self) -> Self {
+        self.patience = 15;
+        self
+    }
+
     /// Runs it on a terminal.
     pub(crate) fn on_a_terminal(mut self) -> Self {
         self.console = Console::Pty;
@@ -142,6 +151,6 @@ impl Builder {
             _ => Keyboard::None,
         };
         harness::watch(&console, &messages);
-        Ok(Vm { child, keyboard, console, messages, pty, folder, commands: 0 })
+        Ok(Vm { child, keyboard, console, messages, pty, folder, commands: 0, patience: self.patience })
     }
 }

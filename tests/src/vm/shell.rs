@@ -14,15 +14,15 @@ const INIT: &str = "lucos-guest: init reached, ";
 impl Vm {
     /// Waits for the tiny guest's init; returns how many vCPUs are online.
     pub(crate) fn init(&self, limit: Duration) -> Result<u32> {
-        self.expect(INIT, limit)?;
-        let online = self.expect(" cpus online", COMMAND)?;
+        self.expect(INIT, limit * self.patience)?;
+        let online = self.expect(" cpus online", COMMAND * self.patience)?;
         online.trim().parse().with_context(|| format!("{online:?} is no number of CPUs"))
     }
 
     /// Waits for the tiny guest's shell; returns how many vCPUs are online.
     pub(crate) fn shell(&mut self, limit: Duration) -> Result<u32> {
         let online = self.init(limit)?;
-        self.expect("# ", COMMAND)?;
+        self.expect("# ", COMMAND * self.patience)?;
         Ok(online)
     }
 
@@ -31,7 +31,7 @@ impl Vm {
         self.expect("login: ", limit)?;
         self.type_keys(b"root\r")?;
         // The shell's prompt comes after the message of the day.
-        self.expect("# ", COMMAND)?;
+        self.expect("# ", COMMAND * self.patience)?;
         Ok(())
     }
 
@@ -57,9 +57,9 @@ impl Vm {
         );
         self.type_keys(line.as_bytes())?;
         let what = || format!("in the guest, `{command}` did not end");
-        self.expect(&format!("<begin-{number}>"), limit).with_context(what)?;
-        let output = self.expect(&format!("<end-{number}:"), limit).with_context(what)?;
-        let status = self.expect(">", COMMAND).with_context(what)?;
+        self.expect(&format!("<begin-{number}>"), limit * self.patience).with_context(what)?;
+        let output = self.expect(&format!("<end-{number}:"), limit * self.patience).with_context(what)?;
+        let status = self.expect(">", COMMAND * self.patience).with_context(what)?;
         let status = status.parse().with_context(|| format!("{status:?} is no exit status"))?;
         Ok((plain(&output).trim().to_owned(), status))
     }
@@ -72,6 +72,6 @@ impl Vm {
     /// Ends the tiny guest with clean file systems.
     pub(crate) fn power_off(&mut self) -> Result<()> {
         self.type_line("sync; mount -o remount,ro /; poweroff -f")?;
-        self.expect_exit(0, crate::deadlines::EXIT)
+        self.expect_exit(0, crate::deadlines::EXIT * self.patience)
     }
 }

@@ -289,9 +289,16 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             return Err(contradicted());
         }
         // The second halves of functions have no entry to begin at.
-        let symbol = module.symbols.containing(at).filter(|(symbol, _)| !symbol.name.contains(".cold"));
-        let (Some((symbol, _)), Some(end)) = (symbol, module.symbols.next_behind(at)) else { return Ok(()) };
-        let end = if module.text().contains(&at) { end.min(module.text().end) } else { end };
+        let Some((symbol, next)) =
+            module.symbols.function(at).filter(|(symbol, _)| !symbol.name.contains(".cold"))
+        else {
+            return Ok(());
+        };
+        let text = if module.text().contains(&at) { module.text() } else { module.init_text() };
+        if !text.contains(&symbol.address) {
+            return Ok(());
+        }
+        let end = next.unwrap_or(text.end).min(text.end);
         let len = end.0.wrapping_sub(symbol.address.0).min(FUNCTION_BYTES);
         let mut code = vec![0; usize::try_from(len).unwrap_or(0)];
         if self.kernel.space().read(symbol.address, &mut code).is_err() {

@@ -41,6 +41,8 @@ pub struct Symbols {
     entries: Vec<Entry>,
     /// Indices of entries, by name.
     by_name: Vec<u32>,
+    /// Indices of those entries that are functions, by address.
+    functions: Vec<u32>,
 }
 
 impl fmt::Debug for Symbols {
@@ -88,6 +90,16 @@ impl Symbols {
         let first = self.entries.partition_point(|entry| entry.address < last.address);
         let symbol = self.symbol(&self.entries[first]);
         Some((symbol, at.0 - symbol.address.0))
+    }
+
+    /// The function that `at` is in, and where the next one begins, if there is one: labels in hand-written code are symbols,
+    /// too, and no place where a function begins.
+    pub fn function(&self, at: Gva) -> Option<(Symbol<'_>, Option<Gva>)> {
+        let entry = |index: u32| &self.entries[index as usize];
+        let behind = self.functions.partition_point(|&index| entry(index).address <= at);
+        let own = entry(self.functions[behind.checked_sub(1)?]);
+        let next = self.functions.get(behind).map(|&index| entry(index).address);
+        Some((self.symbol(own), next))
     }
 
     /// Where the next symbol behind `at` begins.
@@ -143,6 +155,9 @@ impl SymbolsBuilder {
             symbols.name_of(left).cmp(symbols.name_of(right)).then(left.cmp(&right))
         });
         symbols.by_name = by_name;
+        let indices = (0..).take(symbols.entries.len());
+        symbols.functions =
+            indices.filter(|&index| symbols.symbol(&symbols.entries[index as usize]).is_function()).collect();
         symbols
     }
 }
@@ -169,6 +184,20 @@ mod tests {
         assert_eq!(find(u64::MAX), Some(("twice", u64::MAX - 0x3000)));
         assert_eq!(symbols.next_behind(Gva(0x1000)), Some(Gva(0x2000)));
         assert_eq!(symbols.next_behind(Gva(0x3000)), None);
+    }
+
+    #[test]
+    fn a_label_is_no_function() {
+        let mut builder = SymbolsBuilder::new(4);
+        for (address, kind) in [(0x1000, 't'), (0x1800, 'd'), (0x2000, 'T'), (0x2800, 'd')] {
+            builder.add(Gva(address), false, kind, "any");
+        }
+        let symbols = builder.finish();
+        let find =
+            |at| symbols.function(Gva(at)).map(|(symbol, next)| (symbol.address.0, next.map(|next| next.0)));
+        assert_eq!(find(0xfff), None);
+        assert_eq!(find(0x1900), Some((0x1000, Some(0x2000))));
+        assert_eq!(find(0x2900), Some((0x2000, None)));
     }
 
     #[test]

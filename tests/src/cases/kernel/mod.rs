@@ -13,7 +13,7 @@ use crate::vm::Vm;
 
 use busy::busy;
 use loaded::loaded;
-use sleepers::{TRACERS, sleepers};
+use sleepers::{TRACERS, five_levels, on_a_slow_host, sleepers};
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("kernel::traced_6_1_cloud", Tier::Gate, || sleepers("vmlinuz-6.1-cloud", &TRACERS)),
@@ -22,6 +22,9 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("kernel::busy_6_1_cloud", Tier::Gate, || busy("vmlinuz-6.1-cloud")),
     Test::new("kernel::busy_6_12_cloud", Tier::Full, || busy("vmlinuz-6.12-cloud")),
     Test::new("kernel::busy_6_1_rt", Tier::Full, || busy("vmlinuz-6.1-rt")),
+    Test::new("kernel::sleepers_on_intel_6_1_cloud", Tier::Intel, || on_a_slow_host("vmlinuz-6.1-cloud")),
+    Test::new("kernel::five_levels_6_1_cloud", Tier::FiveLevels, || five_levels("vmlinuz-6.1-cloud")),
+    Test::new("kernel::five_levels_6_12_cloud", Tier::FiveLevels, || five_levels("vmlinuz-6.12-cloud")),
     Test::new("kernel::loaded_6_1_generic", Tier::Gate, || loaded("6.1-generic")),
     Test::new("kernel::loaded_6_1_cloud", Tier::Full, || loaded("6.1-cloud")),
     Test::new("kernel::loaded_6_1_rt", Tier::Full, || loaded("6.1-rt")),

@@ -86,18 +86,42 @@ pub(super) fn sleepers(kernel: &str, before: &[&str]) -> Result<()> {
     for command in before {
         vm.run(command)?;
     }
-    vm.run("mkfifo /tmp/pipe; (cat /tmp/pipe &) ; (sleep 1000 &); (tail -f /dev/null &); (sleep 1 | cat &); sleep 2")?;
-    let inside = vm.run("grep -w schedule /proc/kallsyms")?;
-    let outside = format!("{:016x} T schedule", symbol(&vm, "schedule")?);
-    ensure!(inside.trim() == outside, "the guest has {inside}, the host {outside}");
-
-    text(&vm)?;
-    let compared = compare(&mut vm)?;
-    ensure!(compared.same > 20, "only {compared:?}");
+    look(&mut vm)?;
     if !before.is_empty() {
         let report = vm.lucos("stacks")?;
         let hidden = report["stacks"].to_string().contains("return_to_handler");
         ensure!(!hidden, "a tracer's trampoline is taken for a caller");
     }
     vm.power_off()
+}
+
+/// The same where page tables have five levels.
+pub(super) fn five_levels(kernel: &str) -> Result<()> {
+    let mut vm = Vm::builder(kernel)?.initrd("tiny.cpio")?.cpus(2).start()?;
+    vm.shell(BOOT)?;
+    ensure!(vm.run("grep -c -w la57 /proc/cpuinfo")? == "2", "the guest's kernel does not use five levels");
+    look(&mut vm)?;
+    vm.power_off()
+}
+
+/// The same on a host that interprets every instruction.
+pub(super) fn on_a_slow_host(kernel: &str) -> Result<()> {
+    let mut vm = Vm::builder(kernel)?.initrd("tiny.cpio")?.on_a_slow_host().start()?;
+    vm.shell(BOOT)?;
+    look(&mut vm)?;
+    let report = vm.lucos("stacks --verify")?;
+    ensure!(report["doubts"].as_array().is_some_and(Vec::is_empty), "doubts: {}", report["doubts"]);
+    vm.power_off()
+}
+
+/// Holds symbols, text and the stacks of some sleepers against what the guest says.
+fn look(vm: &mut Vm) -> Result<()> {
+    vm.run("mkfifo /tmp/pipe; (cat /tmp/pipe &) ; (sleep 1000 &); (tail -f /dev/null &); (sleep 1 | cat &); sleep 2")?;
+    let inside = vm.run("grep -w schedule /proc/kallsyms")?;
+    let outside = format!("{:016x} T schedule", symbol(vm, "schedule")?);
+    ensure!(inside.trim() == outside, "the guest has {inside}, the host {outside}");
+    text(vm)?;
+    let compared = compare(vm)?;
+    ensure!(compared.same > 20, "only {compared:?}");
+    Ok(())
 }
