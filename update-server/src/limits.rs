@@ -48,6 +48,15 @@ pub const UNEXPLAINED: usize = 1000;
 /// Probes of one guest. Tracing every function by probes would take some 50,000.
 pub const PROBES: usize = 1 << 16;
 
+/// Pieces of code that BPF has made. A guest with much of it has some thousand.
+pub const BPF_TEXTS: usize = 1 << 14;
+
+/// Bytes of one: a program of a million instructions, which is the most, has some 5 MiB.
+pub const BPF_TEXT_BYTES: u64 = 16 << 20;
+
+/// Packs that it is in, of 2 MiB each.
+pub const BPF_PACKS: usize = 256;
+
 /// Returns of one task that tracers have taken over: the function graph tracer has room for some 50 to 500.
 pub const HOOKS: u64 = 4096;
 
@@ -66,3 +75,6 @@ pub const FOLLOWED_INSTRUCTIONS: usize = 1 << 16;
 
 /// Bytes of one function that are followed: the longest of Debian's have 100,000.
 pub const FUNCTION_BYTES: u64 = 1 << 18;
+
+/// How many bytes of code that is read count as much as one frame or instruction that is looked at.
+pub const BYTES_PER_STEP: u64 = 64;

@@ -1,16 +1,20 @@
 //! Whose code is at an address, and by what table its frames are walked.
 
+use std::cell::Cell;
 use std::fmt::Write;
 use std::ops::Range;
 
 use crate::addr::Gva;
 use crate::guest::Memory;
 use crate::image::{OrcEntry, SiteKind, Symbols};
+use crate::kernel::bpf::BpfText;
 use crate::kernel::modules::Module;
+use crate::kernel::probes::{Detour, Probe};
 use crate::kernel::running::Running;
 use crate::kernel::trampolines::Trampoline;
 
 use super::loaded::Loaded;
+use super::made;
 
 /// What the names of thunks for indirect calls and jumps begin with (`arch/x86/lib/retpoline.S`).
 const THUNK: &str = "__x86_indirect_";
@@ -26,6 +30,12 @@ pub enum CodeKind<'a> {
     Module(&'a Module),
     /// A copy that ftrace has made of one of its trampolines.
     Trampoline(&'a Trampoline),
+    /// Made by BPF.
+    Bpf(&'a BpfText),
+    /// A probe's copy of the instruction that it is on.
+    Slot(&'a Probe),
+    /// What an optimized probe has put in the place of some instructions.
+    Detour(&'a Probe, &'a Detour),
     /// Nobody's that is known.
     Unknown,
 }
@@ -64,7 +74,15 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
             [module.text(), module.init_text()].map(|text| (text.clone(), CodeKind::Module(module)))
         });
         let copies = loaded.trampolines.iter().map(|copy| (copy.text.clone(), CodeKind::Trampoline(copy)));
-        let mut others: Vec<_> = texts.chain(copies).filter(|(text, _)| !text.is_empty()).collect();
+        let bpf = loaded.bpf.iter().map(|piece| (piece.text.clone(), CodeKind::Bpf(piece)));
+        let slots =
+            loaded.probes.iter().filter_map(|probe| Some((probe.slot.clone()?, CodeKind::Slot(probe))));
+        let detours = loaded.probes.iter().filter_map(|probe| {
+            let detour = probe.detour.as_ref()?;
+            Some((detour.text.clone(), CodeKind::Detour(probe, detour)))
+        });
+        let made = copies.chain(bpf).chain(slots).chain(detours);
+        let mut others: Vec<_> = texts.chain(made).filter(|(text, _)| !text.is_empty()).collect();
         others.sort_by_key(|(text, _)| text.start);
         Self { kernel, text, others }
     }
@@ -80,8 +98,8 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
         nearest.filter(|(text, _)| text.contains(&at)).map_or(CodeKind::Unknown, |(_, kind)| *kind)
     }
 
-    /// How to walk on from an instruction at `at`.
-    pub(super) fn orc(&self, at: Gva) -> Result<OrcEntry, String> {
+    /// How to walk on from an instruction at `at`; `budget` is what may be looked at of code that has no table.
+    pub(super) fn orc(&self, at: Gva, budget: &Cell<u64>) -> Result<OrcEntry, String> {
         let entry = match self.kind(at) {
             CodeKind::Kernel => self.kernel.model().image().orc().entry(self.kernel.linked(at)),
             CodeKind::Module(module) => match &module.orc {
@@ -92,6 +110,9 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
                 let original = trampoline.copy_of.wrapping_add(at.0 - trampoline.text.start.0);
                 self.kernel.model().image().orc().entry(original)
             }
+            CodeKind::Bpf(piece) => return made::bpf(self.kernel, piece, at, budget),
+            CodeKind::Slot(probe) => return made::slot(self, probe, at, budget),
+            CodeKind::Detour(probe, detour) => return made::detour(self, probe, detour, at, budget),
             CodeKind::Unknown => return Err("code of nobody that is known".to_owned()),
         };
         entry.ok_or_else(|| "no entry in the unwind table".to_owned())
@@ -114,6 +135,19 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
         Some((self.kernel.now(site.start), usize::from(site.len)))
     }
 
+    /// The kernel.
+    pub(super) fn kernel(&self) -> &'a Running<'g, M> {
+        self.kernel
+    }
+
+    /// The name of where a probe is. One on code that is made in turn, which cannot be, has only an address.
+    fn place_of(&self, probe: &Probe) -> String {
+        match self.kind(probe.at) {
+            CodeKind::Kernel | CodeKind::Module(_) => self.name(probe.at, false),
+            _ => probe.at.to_string(),
+        }
+    }
+
     /// An address as the kernel's own traces have it: `function+0x12/0x34 [module]`. One behind a call belongs to the
     /// function that calls, even if the call is its last instruction.
     pub fn name(&self, at: Gva, behind_call: bool) -> String {
@@ -124,6 +158,14 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
             }
             CodeKind::Module(module) => (&module.symbols, within, format!(" [{}]", module.name)),
             CodeKind::Trampoline(_) => return format!("{at} [ftrace trampoline]"),
+            CodeKind::Bpf(piece) => {
+                let name = piece.name.as_deref().unwrap_or("bpf_classic_filter");
+                let (offset, len) = (at.0 - piece.text.start.0, piece.text.end.0 - piece.text.start.0);
+                return format!("{name}+{offset:#x}/{len:#x} [bpf]");
+            }
+            CodeKind::Slot(probe) | CodeKind::Detour(probe, _) => {
+                return format!("{at} [kprobe at {}]", self.place_of(probe));
+            }
             CodeKind::Unknown => return at.to_string(),
         };
         let Some((symbol, offset)) = symbols.containing(place) else { return format!("{at}{suffix}") };

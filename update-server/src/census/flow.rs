@@ -11,8 +11,11 @@ use iced_x86::{
 };
 use iced_x86::{InstructionInfoFactory, InstructionInfoOptions};
 
+use crate::addr::Gva;
+use crate::guest::Memory;
 use crate::image::{Base, FrameKind, OrcEntry};
-use crate::limits::FOLLOWED_INSTRUCTIONS;
+use crate::kernel::space::{AddressSpace, ReadError};
+use crate::limits::{BYTES_PER_STEP, FOLLOWED_INSTRUCTIONS, FUNCTION_BYTES};
 
 /// More ways to be at one instruction than compilers make: one, or a second behind a call that does not return.
 const WAYS: usize = 4;
@@ -40,6 +43,27 @@ enum FramePointer {
 const AT_ENTRY: State = State { sp: -8, bp: FramePointer::Caller, saved: None };
 
 impl State {
+    /// How to walk on from there.
+    pub(super) fn orc(self) -> Option<OrcEntry> {
+        let narrow = |offset: i64| i16::try_from(offset).ok();
+        let (sp, sp_offset) = match self.bp {
+            // The stack may have grown by more than is known here; the frame stays.
+            FramePointer::Frame(frame) => (Base::Bp, narrow(-frame)?),
+            _ => (Base::Sp, narrow(-self.sp)?),
+        };
+        let (bp, bp_offset) = match (self.bp, self.saved) {
+            (FramePointer::Caller, _) => (Base::Undefined, 0),
+            (_, Some(saved)) => (Base::PreviousSp, narrow(saved)?),
+            _ => return None,
+        };
+        Some(OrcEntry { sp, sp_offset, bp, bp_offset, kind: FrameKind::Call, signal: false })
+    }
+
+    /// How many bytes are on the stack besides the return address, if the frame pointer is still the caller's.
+    pub(super) fn depth(self) -> Option<i64> {
+        (self.bp == FramePointer::Caller).then_some(-8 - self.sp)
+    }
+
     /// Whether `orc` says the same.
     pub fn agrees(self, orc: OrcEntry) -> bool {
         let sp = match orc.sp {
@@ -55,6 +79,20 @@ impl State {
         };
         orc.kind == FrameKind::Call && sp && bp
     }
+}
+
+/// The code from `start` to `end`, or what can be followed of it; it takes its share from `budget`.
+pub(super) fn code(
+    space: &AddressSpace<'_, impl Memory>,
+    start: Gva,
+    end: Gva,
+    budget: &Cell<u64>,
+) -> Result<Vec<u8>, ReadError> {
+    let len = end.offset_from(start).unwrap_or(0).min(FUNCTION_BYTES);
+    budget.set(budget.get().saturating_sub(len / BYTES_PER_STEP));
+    let mut code = vec![0; usize::try_from(len).unwrap_or(0)];
+    space.read(start, &mut code)?;
+    Ok(code)
 }
 
 /// The states in which the instruction that has the byte at `at` can be reached in the function `code`, which begins at

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::doubt::Doubt;
 use crate::guest::Memory;
+use crate::kernel::bpf::{BpfText, bpf_texts};
 use crate::kernel::modules::{Module, modules};
+use crate::kernel::probes::{Probe, probes};
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
 use crate::kernel::trampolines::{Trampoline, trampolines};
@@ -16,6 +18,10 @@ pub struct Loaded {
     pub modules: Vec<Arc<Module>>,
     /// Trampolines that ftrace has made.
     pub trampolines: Vec<Trampoline>,
+    /// What BPF has made.
+    pub bpf: Vec<BpfText>,
+    /// Probes, and what they have made.
+    pub probes: Vec<Probe>,
     /// What of it could not be read.
     pub(super) doubts: Vec<Doubt>,
 }
@@ -25,6 +31,12 @@ impl Loaded {
     pub fn read(kernel: &Running<'_, impl Memory>, known: &Self) -> Result<Self, ReadError> {
         let (modules, end) = modules(kernel, &known.modules);
         let doubt = |source| Doubt::Unreadable { what: "the list of modules", source };
-        Ok(Self { modules, trampolines: trampolines(kernel)?, doubts: end.map(doubt).into_iter().collect() })
+        Ok(Self {
+            modules,
+            trampolines: trampolines(kernel)?,
+            bpf: bpf_texts(kernel)?,
+            probes: probes(kernel)?,
+            doubts: end.map(doubt).into_iter().collect(),
+        })
     }
 }

@@ -9,6 +9,7 @@ mod code;
 mod doubt;
 pub mod flow;
 mod loaded;
+mod made;
 mod on_cpu;
 mod patched;
 mod queues;

@@ -1,7 +1,8 @@
 //! From frame to frame, as the kernel's own unwinder goes (`arch/x86/kernel/unwind_orc.c`, 6.1 and 6.12), and more suspicious:
 //! what it takes for the end of knowledge, or for a good guess, is doubt here.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 
 use super::bounds::Bounds;
 use super::code::{Code, CodeKind};
@@ -17,7 +18,7 @@ use crate::image::{Base, FrameKind, OrcEntry, Register};
 use crate::kernel::hooks;
 use crate::kernel::modules::Module;
 use crate::kernel::running::Running;
-use crate::limits::{CENSUS_STEPS, FRAMES, FUNCTION_BYTES};
+use crate::limits::{CENSUS_STEPS, FRAMES};
 
 /// One frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,9 @@ pub struct Frame {
     /// Where on the stack the address is; `None` for what is in a vCPU's registers.
     pub slot: Option<Gva>,
 }
+
+/// What a function that may be traced begins with (`arch/x86/include/asm/nops.h`, `BYTES_NOP5`).
+const NOP: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 
 /// How to walk on from a function's first instruction.
 const AT_ENTRY: OrcEntry = OrcEntry {
@@ -86,11 +90,13 @@ pub(super) struct Unwinder<'a, 'g, M> {
     code: &'a Code<'a, 'g, M>,
     /// How much more all walks together may look at.
     steps: Cell<u64>,
+    /// What was found out about code that is not the kernel's own.
+    known: RefCell<HashMap<Gva, OrcEntry>>,
 }
 
 impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
     pub(super) fn new(kernel: &'a Running<'g, M>, code: &'a Code<'a, 'g, M>) -> Self {
-        Self { kernel, code, steps: Cell::new(CENSUS_STEPS) }
+        Self { kernel, code, steps: Cell::new(CENSUS_STEPS), known: RefCell::default() }
     }
 
     /// The stack of a vCPU that stands still.
@@ -213,7 +219,8 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
                 let real = hooks::real_return(self.kernel, bounds.task_struct, found, slot, &self.steps);
                 let ip = real.ok().flatten().ok_or(Doubt::Hooked { slot })?;
                 *state = State { ip, sp, saved: Saved::None, ..*state };
-                self.check_call(ip, slot)?;
+                let from_bpf = matches!(self.code.kind(at), CodeKind::Bpf(_));
+                self.check_call(ip, slot, from_bpf)?;
                 Frame { address: ip, behind_call: true, slot: Some(slot) }
             }
             kind => {
@@ -252,11 +259,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
 
     /// How to walk on from `at`. Where a vCPU stands in code that was patched, the table alone does not tell.
     fn orc(&self, state: &State, at: Gva) -> Result<OrcEntry, Doubt> {
-        let no_table = |why| Doubt::NoTable { at: state.ip, why };
-        let mut found = self.code.orc(at).map_err(no_table)?;
-        if let CodeKind::Module(module) = self.code.kind(at) {
-            self.check_module(module, at, found)?;
-        }
+        let mut found = self.entry(state.ip, at)?;
         if !matches!(state.saved, Saved::Vcpu(_) | Saved::Stack(_)) || !state.signal {
             return Ok(found);
         }
@@ -269,7 +272,10 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
                 // At its start a thunk's stack is as at that of a function.
                 Some(AT_ENTRY)
             } else {
-                self.code.orc(start).ok().filter(|orc| orc.kind == FrameKind::Call && orc.sp == Base::Sp)
+                self.code
+                    .orc(start, &self.steps)
+                    .ok()
+                    .filter(|orc| orc.kind == FrameKind::Call && orc.sp == Base::Sp)
             };
             if let Some(base) = base
                 && self.kernel.space().read(start, &mut code).is_ok()
@@ -279,6 +285,25 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
                 found = OrcEntry { sp_offset: offset, ..base };
             }
         }
+        Ok(found)
+    }
+
+    /// What is said of the frame at `at`, where the code at `ip` is: by the kernel's table, or by what is followed of code
+    /// whose table may not be believed or that has none.
+    fn entry(&self, ip: Gva, at: Gva) -> Result<OrcEntry, Doubt> {
+        if let Some(known) = self.known.borrow().get(&at) {
+            return Ok(*known);
+        }
+        let no_table = |why| Doubt::NoTable { at: ip, why };
+        let kind = self.code.kind(at);
+        let found = self.code.orc(at, &self.steps).map_err(no_table)?;
+        match kind {
+            CodeKind::Kernel => return Ok(found),
+            CodeKind::Module(module) => self.check_module(module, at, found)?,
+            _ => {}
+        }
+        // Many sleep in the same places. As each one takes a step, these are not many more.
+        self.known.borrow_mut().insert(at, found);
         Ok(found)
     }
 
@@ -299,11 +324,9 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             return Ok(());
         }
         let end = next.unwrap_or(text.end).min(text.end);
-        let len = end.0.wrapping_sub(symbol.address.0).min(FUNCTION_BYTES);
-        let mut code = vec![0; usize::try_from(len).unwrap_or(0)];
-        if self.kernel.space().read(symbol.address, &mut code).is_err() {
+        let Ok(code) = flow::code(self.kernel.space(), symbol.address, end, &self.steps) else {
             return Ok(());
-        }
+        };
         let states = flow::states(&code, symbol.address.0, at.0, &self.steps);
         let agrees = states.is_empty() || states.iter().any(|state| state.agrees(orc));
         if agrees { Ok(()) } else { Err(contradicted()) }
@@ -361,15 +384,17 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         if is_end { Ok(()) } else { Err(Doubt::WrongEnd { at: start }) }
     }
 
-    /// Whether `address`, found at `slot`, was left there by a call (Intel SDM vol. 2A, CALL).
-    fn check_call(&self, address: Gva, slot: Gva) -> Result<(), Doubt> {
+    /// Whether `address`, found at `slot`, was left there by a call (Intel SDM vol. 2A, CALL). Where a function called a BPF
+    /// trampoline there may be a NOP again: whoever is in it stays there when it is detached.
+    fn check_call(&self, address: Gva, slot: Gva, from_bpf: bool) -> Result<(), Doubt> {
         let mut bytes = [0; 7];
         let before = Gva(address.0.wrapping_sub(7));
         let readable = self.kernel.space().read(before, &mut bytes).is_ok();
         // What called init code, and was init code, is no longer in memory.
         let (model, linked) = (self.kernel.model(), self.kernel.linked(before));
         let image = model.image().bytes(linked, bytes.len()).and_then(|bytes| bytes.try_into().ok());
-        let called = readable && ends_with_call(bytes) || image.is_some_and(ends_with_call);
+        let detached = from_bpf && bytes.ends_with(&NOP);
+        let called = readable && (ends_with_call(bytes) || detached) || image.is_some_and(ends_with_call);
         let (start, end) = model.symbols.secondary_start;
         let begun = address == self.kernel.now(model.symbols.fork_return)
             || address > self.kernel.now(start) && address < self.kernel.now(end);

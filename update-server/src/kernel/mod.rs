@@ -1,5 +1,6 @@
 //! The running kernel, as the image says it must be and the guest's memory says it is.
 
+pub mod bpf;
 pub mod hooks;
 pub(crate) mod layout;
 pub(crate) mod list;

@@ -1,7 +1,9 @@
 //! What is the same for every guest that runs one kernel image: where its parts are linked, and how its structures lie.
 
+use super::bpf::BpfLayout;
 use super::hooks::Hooks;
 use super::layout::Layout;
+use super::probes::ProbeLayout;
 use super::trampolines::TrampolineLayout;
 use crate::addr::Gva;
 use crate::image::{Image, TypeError};
@@ -36,8 +38,8 @@ pub struct Model {
     /// Where the stacks for exceptions, and for entering the kernel, are from the start of the area for the former: offset
     /// and length of each.
     pub(crate) exception_stacks: Vec<(u64, u64)>,
-    /// The table of probes, and the offset of a probe's address in it.
-    pub(crate) probes: Option<(Gva, u64)>,
+    pub(crate) probes: Option<ProbeLayout>,
+    pub(crate) bpf: Option<BpfLayout>,
     pub(crate) hooks: Hooks,
     pub(crate) trampolines: Option<TrampolineLayout>,
 }
@@ -116,10 +118,11 @@ impl Model {
         let entry = area("entry_stack_page")?;
         let before = entry.offset().wrapping_sub(area("estacks")?.offset());
         exception_stacks.push((before, entry.size()));
-        let probes = one("kprobe_table").ok().zip(image.types().offset("kprobe", "addr").ok());
         let find = |name: &str| image.symbols().only(name).map(|symbol| symbol.address);
         let hooks = Hooks::of(image.types(), find);
         let trampolines = TrampolineLayout::of(image.types(), find);
+        let probes = ProbeLayout::of(image.types(), find);
+        let bpf = BpfLayout::of(image.types(), find);
         Ok(Self {
             image,
             layout,
@@ -129,6 +132,7 @@ impl Model {
             interrupt_stack,
             exception_stacks,
             probes,
+            bpf,
             hooks,
             trampolines,
         })
