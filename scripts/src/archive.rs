@@ -118,6 +118,12 @@ impl Archive {
         Ok(parse_madison(&table))
     }
 
+    /// What the newest version of a package depends on, of packages that there are.
+    pub fn dependencies(&self, name: &str) -> Result<Vec<String>> {
+        let what = format!("ask Debian's archive what {name} depends on");
+        Ok(parse_depends(&run(self.apt("apt-cache").args(["depends", name]), &what)?))
+    }
+
     /// Downloads one package into `folder` and returns the path of its file.
     pub fn download(&self, name: &str, version: Option<&str>, folder: &Path) -> Result<PathBuf> {
         let wanted = version.map_or_else(|| name.to_owned(), |version| format!("{name}={version}"));
@@ -254,9 +260,23 @@ fn parse_madison(table: &str) -> Vec<Package> {
     packages
 }
 
+/// Parses `apt-cache depends`: a bar marks the first of two that one of is enough, angle brackets what is no package.
+fn parse_depends(text: &str) -> Vec<String> {
+    let names =
+        text.lines().filter_map(|line| line.trim_start().trim_start_matches('|').strip_prefix("Depends: "));
+    names.filter(|name| !name.starts_with('<')).map(str::to_owned).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dependencies_are_read() {
+        let text = "linux-headers-a\n  Depends: linux-headers-common\n |Depends: linux-image-a\n\
+                    \x20 Depends: <linux-image-a-unsigned>\n  Suggests: b\n";
+        assert_eq!(parse_depends(text), ["linux-headers-common", "linux-image-a"]);
+    }
 
     #[test]
     fn the_version_table_is_read_once_per_version() {

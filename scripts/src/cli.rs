@@ -104,6 +104,8 @@ enum ImageName {
     Tiny,
     /// BusyBox as an initramfs.
     TinyCpio,
+    /// The module that plants stacks to be found, as an initramfs for each guest kernel.
+    Plant,
     /// A full Debian on an ext4 disk.
     Debian,
     /// The userland of the test bed's KVM host.
@@ -180,6 +182,11 @@ fn build(arguments: &Image) -> Result<()> {
     }
     if wanted(ImageName::TinyCpio) {
         println!("{}", images::tiny_cpio(&cache)?.display());
+    }
+    if wanted(ImageName::Plant) {
+        for need in images::guest_kernels() {
+            println!("{}", images::plant(&cache, &kernels::find(&cache, &need)?)?.display());
+        }
     }
     if wanted(ImageName::Debian) {
         println!("{}", images::debian(&cache)?.display());

@@ -8,6 +8,7 @@ mod ext4;
 mod host;
 mod initrd;
 mod modules;
+mod plant;
 mod tiny;
 
 use std::path::PathBuf;
@@ -25,6 +26,11 @@ pub fn tiny(cache: &Cache) -> Result<PathBuf> {
 /// The same as an initramfs.
 pub fn tiny_cpio(cache: &Cache) -> Result<PathBuf> {
     tiny::initramfs(cache)
+}
+
+/// An initramfs with `lucos_plant.ko` for a kernel, to be put behind another one.
+pub fn plant(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
+    plant::initramfs(cache, kernel)
 }
 
 /// A full Debian userland on an ext4 disk, with the modules that our guests can use for each guest kernel.

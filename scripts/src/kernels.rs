@@ -1,5 +1,6 @@
 //! Debian's kernels, as they are, for the hosts and guests of the test bed.
 
+mod headers;
 mod need;
 
 use std::fs;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+pub use headers::Headers;
 pub use need::{Flavour, Need, Offer, Series};
 
 use crate::archive::{self, Archive, Package};

@@ -14,6 +14,8 @@ use crate::progress::Step;
 pub enum Group {
     /// Fetching kernels and building guest images.
     Images,
+    /// Building modules for guest kernels.
+    Modules,
     /// The AMD host, but for its QEMU, which is not installed.
     Amd,
     /// The Intel host: Bochs.
@@ -45,6 +47,13 @@ const IMAGES: [Requirement; 6] = [
 const IMAGES_UNPRIVILEGED: [Requirement; 2] =
     [requirement("fakeroot", "fakeroot"), requirement("uidmap", "newuidmap")];
 
+const MODULES: [Requirement; 3] = [
+    requirement("gcc", "gcc"),
+    requirement("make", "make"),
+    // The kernel's objtool is linked to libelf. The package of that has two names, this one needs the right one.
+    requirement("elfutils", "eu-readelf"),
+];
+
 const AMD: [Requirement; 2] = [requirement("busybox-static", "busybox"), requirement("kmod", "modprobe")];
 
 const INTEL: [Requirement; 9] = [
@@ -64,6 +73,7 @@ impl Group {
         match self {
             Self::Images if is_root => IMAGES.to_vec(),
             Self::Images => IMAGES.iter().chain(&IMAGES_UNPRIVILEGED).copied().collect(),
+            Self::Modules => MODULES.to_vec(),
             Self::Amd => AMD.to_vec(),
             Self::Intel => INTEL.to_vec(),
         }

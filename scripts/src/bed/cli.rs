@@ -127,8 +127,10 @@ pub fn small_images() -> Result<Vec<Image>> {
     let cache = Cache::open()?;
     let cloud = kernels::Need::newest(Series::V6_1, kernels::Flavour::Cloud);
     let image = |name: &str, path| Image { name: name.to_owned(), path };
+    let cloud = kernels::find(&cache, &cloud)?;
     Ok(vec![
-        image("vmlinuz-6.1-cloud", kernels::find(&cache, &cloud)?.vmlinuz),
+        image("plant-6.1-cloud.cpio", images::plant(&cache, &cloud)?),
+        image("vmlinuz-6.1-cloud", cloud.vmlinuz),
         image("tiny.cpio", images::tiny_cpio(&cache)?),
         image("tiny.img", images::tiny(&cache)?),
     ])

@@ -16,13 +16,14 @@ use crate::progress::Step;
 /// interpreter. Fetches and builds what is not in the cache yet.
 pub(super) fn small() -> Result<Vec<Image>> {
     let step = Step::start("preparing KVM hosts and small guests");
-    packages::ensure(&[Group::Images, Group::Amd, Group::Intel])
+    packages::ensure(&[Group::Images, Group::Modules, Group::Amd, Group::Intel])
         .context("there is no KVM host to test on, and no way to make one")?;
     let cache = Cache::open()?;
     let mut list = Vec::new();
     for series in [Series::V6_1, Series::V6_12] {
         let kernel = kernels::find(&cache, &Need::newest(series, Flavour::Cloud))?;
         list.push(image(format!("vmlinuz-{series}-cloud"), kernel.vmlinuz.clone()));
+        list.push(image(format!("plant-{series}-cloud.cpio"), images::plant(&cache, &kernel)?));
         if series == Series::V6_1 {
             list.push(image("vmlinux-6.1-cloud", vmlinux::unpacked(&cache, &kernel)?));
         }
@@ -48,6 +49,9 @@ pub(super) fn large() -> Result<Vec<Image>> {
             list.push(image(format!("vmlinuz-{kind}"), kernel.vmlinuz.clone()));
         }
         list.push(image(format!("initrd-{kind}"), images::initrd(&cache, &kernel)?));
+        if need.flavour == Flavour::Rt {
+            list.push(image(format!("plant-{kind}.cpio"), images::plant(&cache, &kernel)?));
+        }
     }
     list.push(image("debian.img", images::debian(&cache)?));
     step.done();

@@ -1,0 +1,59 @@
+//! The module that puts tasks and processors of a guest into known places (`scripts/guest/plant`).
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::cache::{Cache, Inputs};
+use crate::command::{command, run};
+use crate::cpio;
+use crate::kernels::{Headers, Kernel};
+use crate::packages::{self, Group};
+use crate::progress::Step;
+
+const SOURCES: [(&str, &str); 8] = [
+    ("Kbuild", include_str!("../../guest/plant/Kbuild")),
+    ("plant.h", include_str!("../../guest/plant/plant.h")),
+    ("plant.c", include_str!("../../guest/plant/plant.c")),
+    ("processor.c", include_str!("../../guest/plant/processor.c")),
+    ("threads.c", include_str!("../../guest/plant/threads.c")),
+    ("probes.c", include_str!("../../guest/plant/probes.c")),
+    ("forge.c", include_str!("../../guest/plant/forge.c")),
+    ("functions.S", include_str!("../../guest/plant/functions.S")),
+];
+const MODULE: &str = "lucos_plant.ko";
+
+/// An archive with the module at its top. The kernel unpacks archives that are one behind the other
+/// (`init/initramfs.c`), so it is put behind that of a guest.
+pub(super) fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
+    let inputs = Inputs::new().with("kernel", &kernel.version).with("code", include_str!("plant.rs"));
+    let inputs = SOURCES.iter().fold(inputs, |inputs, (name, text)| inputs.with(name, text));
+    let release = &kernel.release;
+    let place = cache.entry(&format!("images/plant/{release}"), &inputs, |folder| {
+        packages::ensure(&[Group::Modules])?;
+        let headers = Headers::of(cache, kernel)?;
+        let step = Step::start(format!("building {MODULE} for {release}"));
+        let scratch =
+            tempfile::tempdir_in(cache.root().join("tmp")).context("cannot make a folder to build in")?;
+        let module = build(&headers, scratch.path())?;
+        let mut archive = cpio::Archive::new(BufWriter::new(File::create(folder.join("plant.cpio"))?));
+        archive.file(MODULE, 0o644, &fs::read(module)?)?;
+        archive.finish()?;
+        step.done();
+        Ok(())
+    })?;
+    Ok(place.join("plant.cpio"))
+}
+
+/// Builds it in `folder`; nobody in a guest reads its debug information, which is nearly all of it.
+fn build(headers: &Headers, folder: &Path) -> Result<PathBuf> {
+    for (name, text) in SOURCES {
+        fs::write(folder.join(name), text).with_context(|| format!("cannot write {name}"))?;
+    }
+    headers.make_modules(folder)?;
+    let module = folder.join(MODULE);
+    run(command("strip").arg("--strip-debug").arg(&module), &format!("strip {MODULE}"))?;
+    Ok(module)
+}
