@@ -9,18 +9,20 @@ mod intel;
 mod kernel;
 mod kernels;
 mod pause;
+mod planted;
 mod refusals;
 
 use crate::harness::Test;
 
 /// All of them, in the order in which they are run: what tells most soonest comes first.
 pub(crate) fn all() -> Vec<Test> {
-    let groups: [&[Test]; 10] = [
+    let groups: [&[Test]; 11] = [
         boot::TESTS,
         refusals::TESTS,
         devices::TESTS,
         pause::TESTS,
         kernel::TESTS,
+        planted::TESTS,
         crash::TESTS,
         console::TESTS,
         debian::TESTS,

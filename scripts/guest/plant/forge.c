@@ -50,8 +50,9 @@ static int overwrite(void *at, const void *from, size_t len)
 
 static void end_here(struct orc_entry *entry)
 {
-	/* The flag became a type in 6.4 (arch/x86/include/asm/orc_types.h). */
+	/* Until 6.4 it is one only where nobody knows the stack pointer (unwind_next_frame() in arch/x86/kernel/unwind_orc.c). */
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
+	entry->sp_reg = ORC_REG_UNDEFINED;
 	entry->end = 1;
 #else
 	entry->type = ORC_TYPE_END_OF_STACK;

@@ -56,6 +56,11 @@ impl Builder {
         Ok(self.arg("--initrd", images::image(image)?))
     }
 
+    /// Boots with the initramfs in this file.
+    pub(crate) fn initrd_file(self, path: &Path) -> Self {
+        self.arg("--initrd", path)
+    }
+
     /// Adds a disk.
     pub(crate) fn disk(self, path: &Path) -> Self {
         self.arg("--disk", path)
