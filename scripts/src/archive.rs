@@ -6,10 +6,10 @@
 mod sources;
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
@@ -209,7 +209,9 @@ impl Archive {
 /// Unpacks the files of a package, as any user.
 pub fn unpack(deb: &Path, folder: &Path) -> Result<()> {
     run(command("dpkg-deb").arg("-x").arg(deb).arg(folder), &format!("unpack {}", deb.display()))?;
-    Ok(())
+    // It gives the folder the age of the package, by which the cache would take it for what a killed build has left.
+    let touch = || File::open(folder)?.set_modified(SystemTime::now());
+    touch().with_context(|| format!("cannot set the time of {}", folder.display()))
 }
 
 fn mirrors() -> Result<Mirrors> {

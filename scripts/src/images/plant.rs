@@ -1,4 +1,4 @@
-//! The module that puts tasks and processors of a guest into known places (`scripts/guest/plant`).
+//! What puts tasks and processors of a guest into known places (`scripts/guest/plant`): a module, and a program that uses BPF.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -24,11 +24,13 @@ const SOURCES: [(&str, &str); 8] = [
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
 const MODULE: &str = "lucos_plant.ko";
+const BPF: &str = include_str!("../../guest/plant/bpf.c");
 
-/// An archive with the module at its top. The kernel unpacks archives that are one behind the other
+/// An archive with both at its top. The kernel unpacks archives that are one behind the other
 /// (`init/initramfs.c`), so it is put behind that of a guest.
 pub(super) fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     let inputs = Inputs::new().with("kernel", &kernel.version).with("code", include_str!("plant.rs"));
+    let inputs = inputs.with("bpf", BPF);
     let inputs = SOURCES.iter().fold(inputs, |inputs, (name, text)| inputs.with(name, text));
     let release = &kernel.release;
     let place = cache.entry(&format!("images/plant/{release}"), &inputs, |folder| {
@@ -40,6 +42,7 @@ pub(super) fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
         let module = build(&headers, scratch.path())?;
         let mut archive = cpio::Archive::new(BufWriter::new(File::create(folder.join("plant.cpio"))?));
         archive.file(MODULE, 0o644, &fs::read(module)?)?;
+        archive.file("bpf", 0o755, &fs::read(program(scratch.path())?)?)?;
         archive.finish()?;
         step.done();
         Ok(())
@@ -56,4 +59,14 @@ fn build(headers: &Headers, folder: &Path) -> Result<PathBuf> {
     let module = folder.join(MODULE);
     run(command("strip").arg("--strip-debug").arg(&module), &format!("strip {MODULE}"))?;
     Ok(module)
+}
+
+/// Builds the program, which must not need what is not in the guest.
+fn program(folder: &Path) -> Result<PathBuf> {
+    let (source, program) = (folder.join("bpf.c"), folder.join("bpf"));
+    fs::write(&source, BPF).context("cannot write bpf.c")?;
+    let mut gcc = command("gcc");
+    gcc.args(["-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(&source);
+    run(&mut gcc, "build the program that uses BPF")?;
+    Ok(program)
 }

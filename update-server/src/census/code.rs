@@ -164,7 +164,7 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
                 return format!("{name}+{offset:#x}/{len:#x} [bpf]");
             }
             CodeKind::Slot(probe) | CodeKind::Detour(probe, _) => {
-                return format!("{at} [kprobe at {}]", self.place_of(probe));
+                return format!("{} [kprobe]", self.place_of(probe));
             }
             CodeKind::Unknown => return at.to_string(),
         };

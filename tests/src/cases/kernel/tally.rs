@@ -24,6 +24,8 @@ pub(super) struct Tally {
     pub(super) in_module: usize,
     /// The names of the tasks, as far as they have letters only, and how often each was seen.
     pub(super) names: BTreeMap<String, usize>,
+    /// The frames as they are shown.
+    pub(super) names_in_full: BTreeSet<String>,
     /// Functions on the stacks, whoever called them.
     pub(super) functions: BTreeSet<String>,
     incomplete: BTreeMap<String, usize>,
@@ -64,6 +66,7 @@ impl Tally {
             *self.names.entry(word.unwrap_or_default().to_owned()).or_default() += 1;
         }
         let names: Vec<_> = frames.iter().filter_map(|frame| frame["name"].as_str()).collect();
+        self.names_in_full.extend(names.iter().map(|&name| name.to_owned()));
         self.functions.extend(names.iter().filter_map(|name| name.split('+').next()).map(str::to_owned));
         self.in_module += usize::from(names.iter().any(|name| name.ends_with(']')));
         if stack["complete"] != true {
