@@ -36,6 +36,15 @@ pub const MODULE_ORCS: usize = 4 << 20;
 /// Symbols of all modules together. The largest of Debian's has 40,000.
 pub const MODULE_SYMBOLS: usize = 1 << 18;
 
+/// Entries of the tables of sites of all modules together. Debian's 4,000 have 600,000.
+pub const MODULE_SITES: usize = 1 << 21;
+
+/// Sections of all modules together: one has some 50.
+pub const MODULE_SECTIONS: usize = 1 << 17;
+
+/// Bytes of a section's name. The longest that the kernel gives a meaning to has 21.
+pub const SECTION_NAME_BYTES: usize = 64;
+
 /// Tasks of one guest. With its stack a task takes 24 KiB, so that these would take 6 GiB.
 pub const TASKS: usize = 1 << 18;
 

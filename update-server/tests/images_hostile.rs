@@ -11,6 +11,8 @@ use update_server::guest::{Memory, NoRam, Paused, Registers, Vcpu};
 use update_server::image::Image;
 use update_server::kernel::locate::Place;
 use update_server::kernel::model::Model;
+use update_server::kernel::module_sites::sites;
+use update_server::kernel::modules::modules;
 use update_server::kernel::paging::PageTables;
 use update_server::kernel::running::Running;
 use update_server::text_check;
@@ -121,7 +123,13 @@ fn whatever_the_guest_says_every_look_ends() {
                 let stacks =
                     census::take(&kernel, &liar).map(|census| (census.stacks.len(), census.doubts.len()));
                 let text = text_check::check(&kernel).map(|report| report.cut);
-                println!("{name}, {lie:?}, {seed}: {stacks:?}, {text:?}, {:?}", begin.elapsed());
+                let (modules, _) = modules(&kernel, &[]);
+                let sites: usize = sites(&kernel, &modules).iter().map(|own| own.sites.iter().count()).sum();
+                println!(
+                    "{name}, {lie:?}, {seed}: {stacks:?}, {text:?}, {} modules, {sites} sites, {:?}",
+                    modules.len(),
+                    begin.elapsed()
+                );
             }
             assert!(begin.elapsed() < LIMIT, "{name}, {lie:?}, {seed}: {:?}", begin.elapsed());
         }

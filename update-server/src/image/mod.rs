@@ -11,6 +11,7 @@ mod payload;
 mod relocations;
 mod sites;
 mod symbols;
+mod tables;
 
 use std::fmt;
 
@@ -18,9 +19,11 @@ pub use btf::{Btf, Field, TypeError};
 pub use error::ImageError;
 pub use orc::{Base, FrameKind, OrcEntry, OrcTable, Register};
 pub use relocations::Relocations;
+pub(crate) use sites::trampolines;
 pub use sites::{Site, SiteKind, Sites};
 pub(crate) use symbols::SymbolsBuilder;
 pub use symbols::{Symbol, Symbols};
+pub(crate) use tables::{AlternativeLayout, CODE, Table, entry_bytes};
 
 use crate::addr::Gva;
 use elf::Elf;
@@ -83,7 +86,7 @@ impl Image {
         if !orc.range().is_some_and(|(first, last)| holds(first) && holds(last)) {
             return Err(ImageError::malformed(".orc_unwind_ip", 0, "the addresses are not the kernel's"));
         }
-        let sites = sites::read(&elf, &symbols)?;
+        let sites = sites::read(&elf, &symbols, &types)?;
         let relocations = Relocations::read(elf.behind());
         let build_id =
             elf.build_id().ok_or_else(|| missing("build-id", "telling kernels apart", "LD --build-id"))?;

@@ -5,13 +5,12 @@
 
 use std::fmt;
 
-use iced_x86::{Decoder, DecoderOptions};
-
 use super::ImageError;
+use super::btf::Btf;
 use super::elf::Elf;
 use super::symbols::Symbols;
+use super::tables::{AlternativeLayout, NoCode, Table};
 use crate::addr::Gva;
-use crate::bytes::{i32_at, u64_at};
 
 /// Which table a place is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,65 +135,64 @@ impl Sites {
 }
 
 /// Reads every table of the kernel.
-pub(super) fn read(elf: &Elf, symbols: &Symbols) -> Result<Sites, ImageError> {
+pub(super) fn read(elf: &Elf, symbols: &Symbols, types: &Btf) -> Result<Sites, ImageError> {
     let tables = Tables { elf, symbols };
+    let alternatives = AlternativeLayout::of(types);
     let mut list = Vec::new();
-    list.extend(tables.ftrace()?);
-    list.extend(tables.alternatives()?);
-    list.extend(tables.jump_labels()?);
-    list.extend(tables.static_calls()?);
-    list.extend(tables.trampolines());
-    list.extend(tables.ftrace_callers());
-    list.extend(tables.paravirt()?);
-    for (name, kind, len) in [
-        (".retpoline_sites", SiteKind::Retpoline, None),
-        (".return_sites", SiteKind::Return, Some(5)),
-        (".call_sites", SiteKind::Call, Some(5)),
-        (".ibt_endbr_seal", SiteKind::Endbr, Some(4)),
-        (".smp_locks", SiteKind::SmpLock, Some(1)),
-    ] {
-        list.extend(tables.list_of_places(name, kind, len)?);
+    for kind in TABLED {
+        let Some(table) = tables.find(kind)? else { continue };
+        for place in table.places(kind, alternatives)? {
+            let wrong = || ImageError::malformed(table.name, 0, format!("{} is no code", place.start));
+            let code = elf.from(place.start).ok_or_else(wrong)?;
+            list.extend(place.measure(code).map_err(|NoCode| wrong())?);
+        }
     }
+    list.extend(trampolines(symbols));
+    list.extend(tables.ftrace_callers());
     list.extend(tables.runtime_constants());
-    list.extend(tables.bugs()?);
-    list.extend(tables.exceptions()?);
     Ok(Sites::new(list))
 }
+
+/// The trampolines of static calls, by their names: a jump of five bytes and a mark of three
+/// (`arch/x86/include/asm/static_call.h`).
+pub(crate) fn trampolines(symbols: &Symbols) -> impl Iterator<Item = Site> {
+    let symbols =
+        symbols.iter().filter(|symbol| symbol.name.starts_with(SiteKind::StaticCallTrampoline.table()));
+    symbols.map(|symbol| Site { start: symbol.address, len: 5, kind: SiteKind::StaticCallTrampoline })
+}
+
+/// The kinds whose tables have entries of one size; that of exceptions has the fixups, too.
+const TABLED: [SiteKind; 12] = [
+    SiteKind::Ftrace,
+    SiteKind::Alternative,
+    SiteKind::JumpLabel,
+    SiteKind::StaticCall,
+    SiteKind::Paravirt,
+    SiteKind::Retpoline,
+    SiteKind::Return,
+    SiteKind::Call,
+    SiteKind::Endbr,
+    SiteKind::SmpLock,
+    SiteKind::Bug,
+    SiteKind::Exception,
+];
 
 struct Tables<'a> {
     elf: &'a Elf,
     symbols: &'a Symbols,
 }
 
-/// A table's bytes, and where the first one is.
-#[derive(Clone, Copy)]
-struct Table<'a> {
-    name: &'static str,
-    at: Gva,
-    bytes: &'a [u8],
-}
-
-impl Table<'_> {
-    /// Each entry's offset.
-    fn entries(self, size: usize) -> Result<impl Iterator<Item = usize>, ImageError> {
-        if !self.bytes.len().is_multiple_of(size) {
-            let why = format!("no whole number of entries of {size} bytes");
-            return Err(ImageError::malformed(self.name, self.bytes.len(), why));
-        }
-        Ok((0..self.bytes.len()).step_by(size))
-    }
-
-    /// What a 32-bit number at `at` points to: it counts from where it is written.
-    fn pointee(self, at: usize) -> Gva {
-        let from = self.at.wrapping_add(at as u64);
-        from.wrapping_offset(i32_at(self.bytes, at).map_or(0, i64::from))
-    }
-}
-
 impl<'a> Tables<'a> {
-    /// A section; a kernel built without the feature has none.
-    fn section(&self, name: &'static str) -> Option<Table<'a>> {
-        self.elf.placed(name).map(|(at, bytes)| Table { name, at, bytes })
+    /// A kind's table; a kernel built without the feature has none.
+    fn find(&self, kind: SiteKind) -> Result<Option<Table<'a>>, ImageError> {
+        match kind {
+            SiteKind::Ftrace => self.between(kind.table(), "__start_mcount_loc", "__stop_mcount_loc"),
+            SiteKind::JumpLabel => self.between(kind.table(), "__start___jump_table", "__stop___jump_table"),
+            SiteKind::StaticCall => {
+                self.between(kind.table(), "__start_static_call_sites", "__stop_static_call_sites")
+            }
+            _ => Ok(self.elf.placed(kind.table()).map(|(at, bytes)| Table { name: kind.table(), at, bytes })),
+        }
     }
 
     /// What lies between two symbols.
@@ -208,95 +206,12 @@ impl<'a> Tables<'a> {
         Ok(Some(Table { name, at: start.address, bytes }))
     }
 
-    fn ftrace(&self) -> Result<Vec<Site>, ImageError> {
-        let Some(table) = self.between("__mcount_loc", "__start_mcount_loc", "__stop_mcount_loc")? else {
-            return Ok(Vec::new());
-        };
-        // The build clears those of functions that others have replaced (`scripts/sorttable.c`, 6.12).
-        let starts = table.entries(8)?.filter_map(|at| u64_at(table.bytes, at)).filter(|&start| start != 0);
-        Ok(starts.map(|start| Site { start: Gva(start), len: 5, kind: SiteKind::Ftrace }).collect())
-    }
-
-    /// `struct alt_instr` (arch/x86/include/asm/alternative.h): it grew from 12 to 14 bytes in 6.3; the lengths are its
-    /// last two bytes in both.
-    fn alternatives(&self) -> Result<Vec<Site>, ImageError> {
-        let Some(table) = self.section(".altinstructions") else { return Ok(Vec::new()) };
-        let known = [12, 14].into_iter().find(|&size| {
-            // Every entry but one of the right size points into the text and to its replacement.
-            let sound = |at: usize| {
-                self.elf.from(table.pointee(at)).is_some() && self.elf.from(table.pointee(at + 4)).is_some()
-            };
-            table.bytes.len().is_multiple_of(size) && (0..table.bytes.len()).step_by(size).all(sound)
-        });
-        let bytes =
-            known.ok_or_else(|| ImageError::malformed(table.name, 0, "entries of an unknown size"))?;
-        let site = |at: usize| Site {
-            start: table.pointee(at),
-            len: table.bytes[at + bytes - 2],
-            kind: SiteKind::Alternative,
-        };
-        Ok(table.entries(bytes)?.map(site).collect())
-    }
-
-    /// `struct jump_entry` (`include/linux/jump_label.h`): code, target, key.
-    fn jump_labels(&self) -> Result<Vec<Site>, ImageError> {
-        let Some(table) = self.between("__jump_table", "__start___jump_table", "__stop___jump_table")? else {
-            return Ok(Vec::new());
-        };
-        table.entries(16)?.map(|at| self.instruction(table.pointee(at), SiteKind::JumpLabel)).collect()
-    }
-
-    /// `struct static_call_site` (`include/linux/static_call_types.h`): site, key.
-    fn static_calls(&self) -> Result<Vec<Site>, ImageError> {
-        let between =
-            self.between(".static_call_sites", "__start_static_call_sites", "__stop_static_call_sites")?;
-        let Some(table) = between else { return Ok(Vec::new()) };
-        table.entries(8)?.map(|at| self.instruction(table.pointee(at), SiteKind::StaticCall)).collect()
-    }
-
-    /// A jump of five bytes and a mark of three (`arch/x86/include/asm/static_call.h`).
-    fn trampolines(&self) -> impl Iterator<Item = Site> + 'a {
-        let symbols = self.symbols.iter().filter(|symbol| symbol.name.starts_with("__SCT__"));
-        symbols.map(|symbol| Site { start: symbol.address, len: 5, kind: SiteKind::StaticCallTrampoline })
-    }
-
     /// Calls or jumps of five bytes (`arch/x86/kernel/ftrace.c`, `ftrace_update_ftrace_func`). They have no table but their
     /// names.
     fn ftrace_callers(&self) -> impl Iterator<Item = Site> + 'a {
         let names = ["ftrace_call", "ftrace_regs_call", "ftrace_graph_call"];
         let symbols = names.into_iter().filter_map(|name| self.symbols.only(name));
         symbols.map(|symbol| Site { start: symbol.address, len: 5, kind: SiteKind::FtraceCaller })
-    }
-
-    /// `struct paravirt_patch_site` (`arch/x86/include/asm/paravirt_types.h`, 6.1): address, type, length.
-    fn paravirt(&self) -> Result<Vec<Site>, ImageError> {
-        let Some(table) = self.section(".parainstructions") else { return Ok(Vec::new()) };
-        let site = |at: usize| Site {
-            start: Gva(u64_at(table.bytes, at).unwrap_or(0)),
-            len: table.bytes[at + 9],
-            kind: SiteKind::Paravirt,
-        };
-        Ok(table.entries(16)?.map(site).collect())
-    }
-
-    /// A section of nothing but places.
-    fn list_of_places(
-        &self,
-        name: &'static str,
-        kind: SiteKind,
-        len: Option<u8>,
-    ) -> Result<Vec<Site>, ImageError> {
-        let Some(table) = self.section(name) else { return Ok(Vec::new()) };
-        // The linker fills a page with zeros, which are no entries.
-        let places = table.entries(4)?.filter(|&at| i32_at(table.bytes, at) != Some(0));
-        let site = |at| match len {
-            Some(len) => Ok(Site { start: table.pointee(at), len, kind }),
-            None => self.instruction(table.pointee(at), kind),
-        };
-        // Where another prefix comes first, the kernel changes nothing (`alternatives_smp_lock`).
-        let is_lock = |site: &Site| matches!(self.elf.at(site.start, 1), Some([0xf0 | 0x3e]));
-        let sites = places.map(site).collect::<Result<Vec<_>, _>>()?;
-        Ok(sites.into_iter().filter(|site| kind != SiteKind::SmpLock || is_lock(site)).collect())
     }
 
     /// Each constant has a section of its own (`arch/x86/include/asm/runtime-const.h`, 6.11): of pointers, eight bytes, and
@@ -317,38 +232,6 @@ impl<'a> Tables<'a> {
             places.map(move |start| Site { start, len, kind: SiteKind::RuntimeConstant })
         });
         sites.collect()
-    }
-
-    /// `struct bug_entry` (include/asm-generic/bug.h), with file and line: place, file, line, flags.
-    fn bugs(&self) -> Result<Vec<Site>, ImageError> {
-        let Some(table) = self.section("__bug_table") else { return Ok(Vec::new()) };
-        let site = |at| Site { start: table.pointee(at), len: 2, kind: SiteKind::Bug };
-        Ok(table.entries(12)?.map(site).collect())
-    }
-
-    /// `struct exception_table_entry` (arch/x86/include/asm/extable.h): instruction, fixup, data.
-    fn exceptions(&self) -> Result<Vec<Site>, ImageError> {
-        let Some(table) = self.section("__ex_table") else { return Ok(Vec::new()) };
-        let mut list = Vec::new();
-        for at in table.entries(12)? {
-            list.push(self.instruction(table.pointee(at), SiteKind::Exception)?);
-            list.push(Site { start: table.pointee(at + 4), len: 1, kind: SiteKind::Fixup });
-        }
-        Ok(list)
-    }
-
-    /// The whole instruction at `start`.
-    fn instruction(&self, start: Gva, kind: SiteKind) -> Result<Site, ImageError> {
-        let wrong =
-            || ImageError::malformed(kind.table(), 0, format!("{start} is no instruction of the kernel"));
-        let code = self.elf.from(start).ok_or_else(wrong)?;
-        let mut decoder = Decoder::with_ip(64, &code[..code.len().min(15)], start.0, DecoderOptions::NONE);
-        let instruction = decoder.decode();
-        if instruction.is_invalid() {
-            return Err(wrong());
-        }
-        let len = u8::try_from(instruction.len()).map_err(|_| wrong())?;
-        Ok(Site { start, len, kind })
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod layout;
 pub(crate) mod list;
 pub mod locate;
 pub mod model;
+pub mod module_sites;
 pub mod modules;
 pub mod paging;
 pub mod probes;

@@ -3,6 +3,7 @@
 use super::bpf::BpfLayout;
 use super::hooks::Hooks;
 use super::layout::Layout;
+use super::module_sites::ModuleTables;
 use super::probes::ProbeLayout;
 use super::trampolines::TrampolineLayout;
 use crate::addr::Gva;
@@ -42,6 +43,7 @@ pub struct Model {
     pub(crate) bpf: Option<BpfLayout>,
     pub(crate) hooks: Hooks,
     pub(crate) trampolines: Option<TrampolineLayout>,
+    pub(crate) module_tables: ModuleTables,
 }
 
 /// Symbols that are looked at.
@@ -123,6 +125,7 @@ impl Model {
         let trampolines = TrampolineLayout::of(image.types(), find);
         let probes = ProbeLayout::of(image.types(), find);
         let bpf = BpfLayout::of(image.types(), find);
+        let module_tables = ModuleTables::of(image.types());
         Ok(Self {
             image,
             layout,
@@ -135,6 +138,7 @@ impl Model {
             bpf,
             hooks,
             trampolines,
+            module_tables,
         })
     }
 

@@ -40,6 +40,11 @@ pub struct Module {
 }
 
 impl Module {
+    /// Where its `struct module` is.
+    pub fn address(&self) -> Gva {
+        self.mark.address
+    }
+
     /// What it is doing.
     pub fn state(&self) -> ModuleState {
         self.mark.state
@@ -57,7 +62,12 @@ impl Module {
 
     /// Whether an instruction at `at` is the module's.
     pub fn holds(&self, at: Gva) -> bool {
-        self.text().contains(&at) || self.init_text().contains(&at)
+        self.text_of(at).is_some()
+    }
+
+    /// That of its texts that an instruction at `at` is in.
+    pub fn text_of(&self, at: Gva) -> Option<&Range<Gva>> {
+        [self.text(), self.init_text()].into_iter().find(|text| text.contains(&at))
     }
 }
 
@@ -145,7 +155,7 @@ struct Budget {
 }
 
 /// Takes `wanted` from what is left, or what there is of it.
-fn take(left: &mut usize, wanted: u32) -> usize {
+pub(super) fn take(left: &mut usize, wanted: u32) -> usize {
     let count = usize::try_from(wanted).unwrap_or(usize::MAX).min(*left);
     *left -= count;
     count
