@@ -40,6 +40,8 @@ pub struct Vcpu {
     pub id: u32,
     /// Whether it has begun to run, as opposed to waiting for INIT or SIPI.
     pub started: bool,
+    /// Whether it waits for an interrupt, behind HLT.
+    pub halted: bool,
     /// The next instruction.
     pub rip: u64,
     /// Flags.

@@ -39,4 +39,8 @@ impl Loaded {
             doubts: end.map(doubt).into_iter().collect(),
         })
     }
+    /// What of it could not be read.
+    pub fn doubts(&self) -> &[Doubt] {
+        &self.doubts
+    }
 }

@@ -29,6 +29,10 @@ impl OnCpu {
     ) -> Self {
         let mut walks = HashMap::new();
         for vcpu in guest.vcpus().iter().filter(|vcpu| stacks::is_in_kernel(vcpu)) {
+            // Left behind by a kernel that was there before, it has no stack of this one.
+            if !kernel.is_run_by(vcpu) {
+                continue;
+            }
             let Some(cpu) = stacks::cpu_of(kernel, vcpu, cpus) else {
                 doubts.push(Doubt::NoCpu { vcpu: vcpu.id });
                 continue;

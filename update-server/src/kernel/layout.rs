@@ -49,6 +49,7 @@ offsets! {
         voluntary_switches = "nvcsw",
         involuntary_switches = "nivcsw",
         start_time = "start_time",
+        stack_canary = "stack_canary",
         group_node = "se.group_node",
         real_time_node = "rt.run_list",
         deadline_node = "dl.rb_node",

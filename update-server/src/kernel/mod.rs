@@ -1,6 +1,7 @@
 //! The running kernel, as the image says it must be and the guest's memory says it is.
 
 pub mod bpf;
+pub mod generation;
 pub mod hooks;
 pub(crate) mod layout;
 pub(crate) mod list;

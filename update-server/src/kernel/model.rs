@@ -49,6 +49,8 @@ pub struct Model {
 /// Symbols that are looked at.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Places {
+    /// Where SYSCALL enters the kernel.
+    pub(crate) entry: Gva,
     pub(crate) init_task: Gva,
     /// How many tasks were ever made, and how many there are.
     pub(crate) total_forks: Gva,
@@ -98,6 +100,7 @@ impl Model {
         let symbols = Places {
             secondary_start: (secondary, secondary_end),
             error_entry: one("error_entry").ok(),
+            entry: one("entry_SYSCALL_64")?,
             init_task: one("init_task")?,
             total_forks: one("total_forks")?,
             threads: one("nr_threads")?,

@@ -1,6 +1,6 @@
 //! A kernel at the place where it runs.
 
-use super::locate::{NotFound, Place, locate};
+use super::locate::{NotFound, Place, is_run_by, locate};
 use super::model::Model;
 use super::space::{AddressSpace, ReadError};
 use crate::addr::Gva;
@@ -35,6 +35,16 @@ impl<'g, M: Memory> Running<'g, M> {
     /// Where it is.
     pub fn place(&self) -> Place {
         self.place
+    }
+
+    /// Where SYSCALL enters it.
+    pub fn entry(&self) -> Gva {
+        self.now(self.model.symbols.entry)
+    }
+
+    /// Whether `vcpu` runs it, and not one that was there before.
+    pub fn is_run_by(&self, vcpu: &Vcpu) -> bool {
+        is_run_by(self.model.image(), self.space.memory(), self.place, vcpu)
     }
 
     /// Its memory.

@@ -28,6 +28,11 @@ impl<'m, M: Memory> AddressSpace<'m, M> {
         Self { memory, tables, known: Translations::default() }
     }
 
+    /// What it is a view of.
+    pub(super) fn memory(&self) -> &'m M {
+        self.memory
+    }
+
     /// The physical address of `at`.
     pub fn physical(&self, at: Gva) -> Result<Gpa, ReadError> {
         if let Some(physical) = self.known.get(at) {

@@ -1,7 +1,8 @@
 //! What a parked vCPU was doing.
 
 use kvm_bindings::{
-    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_msr_entry,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
+    Msrs, kvm_msr_entry,
 };
 use update_server::guest::{Registers, Vcpu};
 
@@ -26,6 +27,7 @@ pub(super) fn snapshot(id: u32, vcpu: &VcpuPeer) -> Result<Vcpu, KvmError> {
     Ok(Vcpu {
         id,
         started: !waiting.contains(&state),
+        halted: state == KVM_MP_STATE_HALTED,
         rip: regs.rip,
         rflags: regs.rflags,
         registers: Registers {
