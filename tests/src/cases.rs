@@ -8,6 +8,7 @@ mod devices;
 mod intel;
 mod kernel;
 mod kernels;
+mod modules;
 mod pause;
 mod planted;
 mod refusals;
@@ -16,13 +17,14 @@ use crate::harness::Test;
 
 /// All of them, in the order in which they are run: what tells most soonest comes first.
 pub(crate) fn all() -> Vec<Test> {
-    let groups: [&[Test]; 11] = [
+    let groups: [&[Test]; 12] = [
         boot::TESTS,
         refusals::TESTS,
         devices::TESTS,
         pause::TESTS,
         kernel::TESTS,
         planted::TESTS,
+        modules::TESTS,
         crash::TESTS,
         console::TESTS,
         debian::TESTS,

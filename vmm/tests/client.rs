@@ -87,6 +87,11 @@ fn every_verb_prints_for_people_and_for_programs() {
         ("stacks", "6.1.0: 1 stacks, 0 of them proven to be complete; the guest stood still for 1.50 ms"),
         ("stacks", "     17 D sleepy, of process 16\n    schedule+0x10/0x20\n    ? the stack ends"),
         ("symbols", "0000000000000010 T all"),
+        ("modules", "nvme  live      ffffffffc0000000       8 KiB      3 symbols      40 unwind entries\n"),
+        (
+            "modules",
+            "    __mcount_loc 2, 1 gone with its init function\n    ? .smp_locks: nothing is there\n",
+        ),
         ("text-check", "  __mcount_loc        2 sites        10 bytes\ndiffering for no known reason:"),
         ("text-check", "  schedule+0x10/0x20: cc instead of 90"),
         ("power-button", "the guest decides"),
@@ -113,6 +118,8 @@ fn every_verb_prints_for_people_and_for_programs() {
         assert_eq!(code, Some(0), "{verb}");
         assert!(serde_json::from_str::<Value>(&out).unwrap().is_object(), "{verb}: {out}");
     }
+    let (_, out, _) = text(&lucos(&["--api-socket", socket, "modules", "ext4"]));
+    assert!(out.contains("\next4 ") && out.ends_with("    0x30   5 __mcount_loc\n"), "{out}");
     // What has a meaning of its own in a query arrives as it was written.
     let (_, out, _) = text(&lucos(&["--api-socket", socket, "symbols", "a&b=c d+%"]));
     assert!(out.ends_with(" T a&b=c d+%\n"), "{out}");

@@ -54,6 +54,8 @@ fn every_endpoint_answers_as_described() {
     assert_eq!((status, &stacks["stacks"][0]["pid"], &stacks["paused_us"]), (200, &17.into(), &1500.into()));
     let (status, symbols) = get("vm.symbols?filter=schedule");
     assert_eq!((status, &symbols["symbols"][0]["name"]), (200, &"schedule".into()));
+    let (status, modules) = get("vm.modules?name=ext4");
+    assert_eq!((status, &modules["modules"][0]["sites"][0]["bytes"]), (200, &5.into()));
     assert_eq!((get("vm.tasks").0, &get("vm.tasks").1["code"]), (409, &"unknown_kernel".into()));
     assert_eq!(put("vm.pause"), (200, serde_json::json!({"took_us": 42, "vcpus": 1})));
     assert_eq!(get("vm.info").1["state"], "paused");

@@ -30,6 +30,7 @@ pub(super) fn answer(verb: &Verb, body: &Value) -> String {
         Verb::Tasks => read(body).map(|report| kernel::tasks(&report)),
         Verb::TextCheck => read(body).map(|report| kernel::text(&report)),
         Verb::Symbols { .. } => read(body).map(|report| kernel::symbols(&report)),
+        Verb::Modules { .. } => read(body).map(|report| kernel::modules(&report)),
         Verb::Openapi => None,
     };
     text.unwrap_or_else(|| super::pretty(body) + "\n")

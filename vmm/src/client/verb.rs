@@ -44,6 +44,12 @@ pub enum Verb {
         #[arg(value_name = "NAME|ADDRESS")]
         filter: Option<String>,
     },
+    /// The kernel's modules, and the places of their text that may change
+    Modules {
+        /// The name of one, to list each of its places; all modules without it
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+    },
     /// End the VMM now; for the guest this is a power cut
     Shutdown,
     /// The OpenAPI description of the control API
@@ -64,6 +70,7 @@ impl Verb {
         Self::Tasks,
         Self::TextCheck,
         Self::Symbols { filter: None },
+        Self::Modules { name: None },
         Self::Shutdown,
         Self::Openapi,
     ];
@@ -90,6 +97,7 @@ impl Verb {
             Self::Tasks => "/api/v1/vm.tasks",
             Self::TextCheck => "/api/v1/vm.text-check",
             Self::Symbols { .. } => "/api/v1/vm.symbols",
+            Self::Modules { .. } => "/api/v1/vm.modules",
             Self::Shutdown => "/api/v1/vmm.shutdown",
             Self::Openapi => "/api/v1/openapi.json",
         }
@@ -99,6 +107,7 @@ impl Verb {
     pub fn query(&self) -> String {
         match self {
             Self::Symbols { filter: Some(filter) } => format!("?filter={}", escaped(filter)),
+            Self::Modules { name: Some(name) } => format!("?name={}", escaped(name)),
             Self::Stacks { verify: true } => "?verify=true".to_owned(),
             _ => String::new(),
         }

@@ -1,7 +1,8 @@
 //! The seam between the control API and the machine.
 
 use super::model::{
-    Counters, MachineState, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport, TextReport,
+    Counters, MachineState, ModuleReport, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport,
+    TextReport,
 };
 use crate::config::MachineSpec;
 
@@ -34,6 +35,10 @@ pub trait MachineControl: Send + Sync {
 
     /// The kernel's symbols with the name or at the address `filter`, or all; as [`MachineControl::stacks`].
     fn symbols(&self, filter: Option<&str>) -> Result<SymbolReport, ControlError>;
+
+    /// The kernel's modules, or the one called `name` with each place of its text that may change; as
+    /// [`MachineControl::stacks`].
+    fn modules(&self, name: Option<&str>) -> Result<ModuleReport, ControlError>;
 
     /// Compares the kernel's text with the image; as [`MachineControl::stacks`].
     fn text_check(&self) -> Result<TextReport, ControlError>;

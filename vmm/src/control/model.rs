@@ -12,8 +12,8 @@ use utoipa::ToSchema;
 
 pub use histogram::{Bucket, Histogram};
 pub use kernel::{
-    Difference, Effort, FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport,
-    TextReport, TextShare,
+    Difference, Effort, FrameInfo, ModuleInfo, ModuleReport, SiteInfo, SiteTable, StackInfo, StackReport,
+    SymbolInfo, SymbolReport, TaskInfo, TaskReport, TextRange, TextReport, TextShare,
 };
 
 use crate::config::{CpuCount, MemorySize};

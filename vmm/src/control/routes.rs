@@ -20,8 +20,8 @@ use utoipa_axum::routes;
 use super::description::{self, Description};
 use super::machine::{ControlError, MachineControl};
 use super::model::{
-    Accepted, ApiError, Counters, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport,
-    TextReport, VersionInfo, VmInfo,
+    Accepted, ApiError, Counters, ModuleReport, PauseReport, ResumeReport, StackReport, SymbolReport,
+    TaskReport, TextReport, VersionInfo, VmInfo,
 };
 use super::refusal::Refusal;
 use crate::config::MachineSpec;
@@ -108,6 +108,7 @@ pub(super) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(vm_stacks))
         .routes(routes!(vm_tasks))
         .routes(routes!(vm_symbols))
+        .routes(routes!(vm_modules))
         .routes(routes!(vm_text_check))
         .routes(routes!(openapi_json))
 }
@@ -279,6 +280,28 @@ async fn vm_symbols(
     Query(SymbolFilter { filter }): Query<SymbolFilter>,
 ) -> Result<Json<SymbolReport>, Refusal> {
     api.act_within(INSPECT_LIMIT, move |machine| machine.symbols(filter.as_deref())).await.map(Json)
+}
+
+/// Which modules are asked for.
+#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ModuleChoice {
+    /// The name of one; its sites are then listed. All modules without it.
+    name: Option<String>,
+}
+
+/// The kernel's modules, and the places of their text that may change, as the guest says
+///
+/// The machine must be running or paused.
+#[utoipa::path(get, path = "/api/v1/vm.modules", tag = "kernel", params(ModuleChoice), responses(
+    (status = 200, body = ModuleReport),
+    (status = 409, description = "The machine is neither, or its kernel is not the one it was started with", body = ApiError),
+))]
+async fn vm_modules(
+    State(api): State<Api>,
+    Query(ModuleChoice { name }): Query<ModuleChoice>,
+) -> Result<Json<ModuleReport>, Refusal> {
+    api.act_within(INSPECT_LIMIT, move |machine| machine.modules(name.as_deref())).await.map(Json)
 }
 
 /// The kernel's text, held against the image: what differs, and by right of which table

@@ -3,7 +3,9 @@
 //! The guest takes no part and is told nothing: a hung one is looked into like any other. It stands still only while its
 //! stacks are read.
 
+mod generations;
 mod guest;
+mod modules;
 mod report;
 
 use std::fs::File;
@@ -13,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use update_server::census::{Census, Loaded, Survey};
 use update_server::image::{Image, ImageError};
+use update_server::kernel::generation::Generation;
 use update_server::kernel::locate::{NotFound, Place};
 use update_server::kernel::model::{Model, ModelError};
 use update_server::kernel::running::Running;
@@ -20,7 +23,9 @@ use update_server::kernel::space::ReadError;
 use update_server::text_check;
 
 use crate::control::model::{StackReport, SymbolReport, TaskReport, TextReport};
+use generations::Generations;
 pub use guest::{GuestBytes, StillGuest};
+pub use modules::{Sited, modules, sites};
 
 /// The largest file that is read as a kernel image.
 const FILE_MAX: u64 = 512 << 20;
@@ -53,18 +58,62 @@ pub enum InspectError {
 pub struct Inspector {
     image: File,
     model: Mutex<Option<Arc<Model>>>,
-    survey: Mutex<Survey>,
+    stacks: Mutex<KnownStacks>,
+    generations: Generations,
+}
+
+/// What is known of the stacks of one generation of the kernel.
+#[derive(Debug, Default)]
+pub struct KnownStacks {
+    generation: Option<Generation>,
+    survey: Survey,
+}
+
+impl KnownStacks {
+    /// Whose they are.
+    pub fn generation(&self) -> Option<&Generation> {
+        self.generation.as_ref()
+    }
+
+    /// The last result of [`settle`].
+    pub fn census(&self) -> Census {
+        self.survey.census()
+    }
+
+    /// Those of `generation`; what is known of another one is void.
+    fn of(&mut self, generation: &Generation) -> &mut Survey {
+        if self.generation.as_ref() != Some(generation) {
+            *self = Self { generation: Some(generation.clone()), survey: Survey::default() };
+        }
+        &mut self.survey
+    }
 }
 
 impl Inspector {
     /// For the image in `file`, which stays the same file even when another one takes its place at its path.
     pub fn new(file: File) -> Self {
-        Self { image: file, model: Mutex::default(), survey: Mutex::default() }
+        Self {
+            image: file,
+            model: Mutex::default(),
+            stacks: Mutex::default(),
+            generations: Generations::default(),
+        }
+    }
+
+    /// The machine was reset, or is at its start: nothing is known of its guest.
+    pub fn reset(&self) {
+        *self.stacks() = KnownStacks::default();
+        self.generations.reset();
+    }
+
+    /// The number of a generation of the kernel that was found just now.
+    pub fn number(&self, generation: &Generation) -> u64 {
+        self.generations.number(generation)
     }
 
     /// What is known of the guest's stacks. Whoever has it takes a census; others wait.
-    pub fn survey(&self) -> MutexGuard<'_, Survey> {
-        self.survey.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn stacks(&self) -> MutexGuard<'_, KnownStacks> {
+        self.stacks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of the kernel. The first call reads the image, which takes up to some seconds.
@@ -88,27 +137,47 @@ impl Inspector {
 }
 
 /// Looks at the stacks of a guest that may run, so that less is to be done in the pause.
-pub fn prepare(model: &Model, memory: &GuestBytes<'_>, place: Place, survey: &mut Survey) {
-    let kernel = Running::at(model, memory, place);
-    if let Err(error) = survey.prepare(&kernel) {
+pub fn prepare(model: &Model, memory: &GuestBytes<'_>, generation: &Generation, known: &mut KnownStacks) {
+    let kernel = Running::at(model, memory, generation.place);
+    if let Err(error) = known.of(generation).prepare(&kernel) {
         // It was changing while it was looked at. All that is lost is time, in the pause.
         tracing::debug!("the running guest's stacks could not be followed: {error}");
     }
 }
 
-/// Finds every kernel stack of `guest`, and where its kernel is; with `verify` every stack is walked anew, too.
+/// Finds every kernel stack of `guest`, and its kernel; with `verify` every stack is walked anew, too.
 pub fn settle(
     model: &Model,
     guest: &StillGuest<'_>,
-    survey: &mut Survey,
+    known: &mut KnownStacks,
     verify: bool,
-) -> Result<Place, InspectError> {
-    let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
+) -> Result<Generation, InspectError> {
+    let (kernel, generation) = find(model, guest)?;
+    let survey = known.of(&generation);
     survey.settle(&kernel, guest).map_err(InspectError::Memory)?;
     if verify {
         survey.verify(&kernel, guest).map_err(InspectError::Memory)?;
     }
-    Ok(kernel.place())
+    Ok(generation)
+}
+
+fn find<'g, 'm>(
+    model: &'g Model,
+    guest: &'g StillGuest<'m>,
+) -> Result<(Running<'g, StillGuest<'m>>, Generation), InspectError> {
+    let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
+    let generation = Generation::of(&kernel, guest.vcpus()).map_err(InspectError::NotFound)?;
+    Ok((kernel, generation))
+}
+
+/// Finds the kernel that was found before as `expected`.
+fn find_again<'g, 'm>(
+    model: &'g Model,
+    guest: &'g StillGuest<'m>,
+    expected: &Generation,
+) -> Result<Running<'g, StillGuest<'m>>, InspectError> {
+    let (kernel, found) = find(model, guest)?;
+    if found == *expected { Ok(kernel) } else { Err(InspectError::Changed) }
 }
 
 /// What a census has found, with names. The guest may run again.
@@ -127,14 +196,16 @@ pub fn loaded(model: &Model, memory: &GuestBytes<'_>, place: Place) -> Loaded {
     Loaded::read(&kernel, &Loaded::default()).unwrap_or_default()
 }
 
-/// The same in a guest that stands still; what is in `known` and has not changed is not read again.
+/// The same in a guest that stands still, if it still runs the same kernel; what is in `known` and has not changed is not
+/// read again.
 pub fn confirm_loaded(
     model: &Model,
     guest: &StillGuest<'_>,
+    generation: &Generation,
     known: &Loaded,
-) -> Result<(Place, Loaded), InspectError> {
-    let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
-    Ok((kernel.place(), Loaded::read(&kernel, known).map_err(InspectError::Memory)?))
+) -> Result<Loaded, InspectError> {
+    let kernel = find_again(model, guest, generation)?;
+    Loaded::read(&kernel, known).map_err(InspectError::Memory)
 }
 
 /// The symbols of the kernel and its modules whose name is `filter` or that lie at the address it is; all without one. The
@@ -149,9 +220,9 @@ pub fn symbols(
     report::symbols(&Running::at(model, memory, place), loaded, filter)
 }
 
-/// Where the kernel is in `guest`.
-pub fn place(model: &Model, guest: &StillGuest<'_>) -> Result<Place, InspectError> {
-    Running::find(model, guest, guest.vcpus()).map(|kernel| kernel.place()).map_err(InspectError::NotFound)
+/// The kernel that runs in `guest`.
+pub fn generation(model: &Model, guest: &StillGuest<'_>) -> Result<Generation, InspectError> {
+    find(model, guest).map(|(_, generation)| generation)
 }
 
 /// What of the kernel's text differs from the image, in a guest that may run.
@@ -167,13 +238,10 @@ pub fn text(
 pub fn confirm(
     model: &Model,
     guest: &StillGuest<'_>,
-    place: Place,
+    generation: &Generation,
     report: text_check::TextReport,
 ) -> Result<TextReport, InspectError> {
-    let kernel = Running::find(model, guest, guest.vcpus()).map_err(InspectError::NotFound)?;
-    if kernel.place() != place {
-        return Err(InspectError::Changed);
-    }
+    let kernel = find_again(model, guest, generation)?;
     let report = text_check::confirm(&kernel, report).map_err(InspectError::Memory)?;
     Ok(report::text(&kernel, &report))
 }

@@ -20,6 +20,7 @@ pub(super) fn stacks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> Sta
     let code = Code::new(kernel, &census.loaded);
     StackReport {
         kernel: release(kernel),
+        generation: 0,
         stacks: census.stacks.iter().map(|stack| self::stack(&code, stack)).collect(),
         doubts: census.doubts.iter().map(ToString::to_string).collect(),
         effort: effort(census),
@@ -30,7 +31,7 @@ pub(super) fn stacks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> Sta
 pub(super) fn tasks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> TaskReport {
     let doubts = census.doubts.iter().map(ToString::to_string).collect();
     let tasks = census.stacks.iter().map(|stack| task(&stack.task, stack.found)).collect();
-    TaskReport { kernel: release(kernel), tasks, doubts, effort: effort(census), paused_us: 0 }
+    TaskReport { kernel: release(kernel), generation: 0, tasks, doubts, effort: effort(census), paused_us: 0 }
 }
 
 pub(super) fn symbols<M: Memory>(
@@ -71,6 +72,7 @@ pub(super) fn symbols<M: Memory>(
     }
     SymbolReport {
         kernel: release(kernel),
+        generation: 0,
         build_id: kernel.model().image().build_id().to_string(),
         moved_by: format!("{:#x}", kernel.place().distance),
         symbols: found,
@@ -92,6 +94,7 @@ pub(super) fn text<M: Memory>(kernel: &Running<'_, M>, report: &text_check::Text
     };
     TextReport {
         kernel: release(kernel),
+        generation: 0,
         bytes: report.bytes,
         explained: tables.chain(probes).collect(),
         unexplained: report.unexplained.iter().map(difference).collect(),
@@ -105,7 +108,7 @@ fn effort(census: &Census) -> Effort {
     Effort { rounds, proven, checked: checked as u64, walked: walked as u64 }
 }
 
-fn release<M: Memory>(kernel: &Running<'_, M>) -> String {
+pub(super) fn release<M: Memory>(kernel: &Running<'_, M>) -> String {
     kernel.model().image().release().to_owned()
 }
 

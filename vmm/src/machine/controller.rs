@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use update_server::census::{Census, Survey};
-use update_server::kernel::locate::Place;
+use update_server::census::Census;
+use update_server::kernel::generation::Generation;
 use update_server::kernel::model::Model;
 
 use super::events::{Event, EventSender};
@@ -13,8 +13,8 @@ use super::instance::Instance;
 use crate::config::MachineSpec;
 use crate::console::ConsoleCommands;
 use crate::control::model::{
-    Counters, Histogram, MachineState, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport,
-    TextReport,
+    Counters, Histogram, MachineState, ModuleReport, PauseReport, ResumeReport, StackReport, SymbolReport,
+    TaskReport, TextReport,
 };
 use crate::control::{ControlError, MachineControl};
 use crate::inspect::{self, GuestBytes, InspectError, Inspector, StillGuest};
@@ -55,7 +55,7 @@ impl Controller {
 
     /// Makes `instance` the one that requests reach.
     pub(super) fn started(&self, instance: &Arc<Instance>) {
-        *self.inspector.survey() = Survey::default();
+        self.inspector.reset();
         let mut status = self.lock();
         status.state = MachineState::Running;
         status.instance = Some(Arc::clone(instance));
@@ -137,27 +137,36 @@ impl Controller {
         Ok((seen?, u64::try_from(paused_us).unwrap_or(u64::MAX)))
     }
 
-    /// Every kernel stack of the guest, where its kernel is, and for how long the guest stood still, in microseconds.
-    fn census(&self, operation: &'static str, verify: bool) -> Result<(Place, Census, u64), ControlError> {
-        let mut survey = self.inspector.survey();
+    /// Finds the guest's kernel; says for how long the guest stood still for it, in microseconds.
+    fn find(&self, operation: &'static str) -> Result<(Generation, u64), ControlError> {
+        self.inspect(operation, inspect::generation)
+    }
+
+    /// Every kernel stack of the guest, its kernel, and for how long the guest stood still, in microseconds.
+    fn census(
+        &self,
+        operation: &'static str,
+        verify: bool,
+    ) -> Result<(Generation, Census, u64), ControlError> {
+        let mut known = self.inspector.stacks();
         let mut found_us = 0;
         if self.state() == MachineState::Running {
-            let place = if let Some(place) = survey.place() {
-                place
+            let generation = if let Some(generation) = known.generation() {
+                generation.clone()
             } else {
-                let (place, paused_us) = self.inspect(operation, inspect::place)?;
+                let (generation, paused_us) = self.find(operation)?;
                 found_us = paused_us;
-                place
+                generation
             };
             self.look(operation, |model, memory| {
-                inspect::prepare(model, memory, place, &mut survey);
+                inspect::prepare(model, memory, &generation, &mut known);
                 Ok(())
             })?;
         }
         let settle =
-            |model: &Model, guest: &StillGuest<'_>| inspect::settle(model, guest, &mut survey, verify);
-        let (place, settled_us) = self.inspect(operation, settle)?;
-        Ok((place, survey.census(), found_us + settled_us))
+            |model: &Model, guest: &StillGuest<'_>| inspect::settle(model, guest, &mut known, verify);
+        let (generation, settled_us) = self.inspect(operation, settle)?;
+        Ok((generation, known.census(), found_us + settled_us))
     }
 
     fn lock(&self) -> MutexGuard<'_, Status> {
@@ -220,34 +229,59 @@ impl MachineControl for Controller {
     }
 
     fn stacks(&self, verify: bool) -> Result<StackReport, ControlError> {
-        let (place, census, paused_us) = self.census("vm.stacks", verify)?;
-        let report =
-            self.look("vm.stacks", |model, memory| Ok(inspect::stacks(model, memory, place, &census)))?;
-        Ok(StackReport { paused_us, ..report })
+        let (found, census, paused_us) = self.census("vm.stacks", verify)?;
+        let generation = self.inspector.number(&found);
+        let stacks =
+            |model: &Model, memory: &GuestBytes<'_>| Ok(inspect::stacks(model, memory, found.place, &census));
+        Ok(StackReport { generation, paused_us, ..self.look("vm.stacks", stacks)? })
     }
 
     fn tasks(&self) -> Result<TaskReport, ControlError> {
-        let (place, census, paused_us) = self.census("vm.tasks", false)?;
-        let report =
-            self.look("vm.tasks", |model, memory| Ok(inspect::tasks(model, memory, place, &census)))?;
-        Ok(TaskReport { paused_us, ..report })
+        let (found, census, paused_us) = self.census("vm.tasks", false)?;
+        let generation = self.inspector.number(&found);
+        let tasks =
+            |model: &Model, memory: &GuestBytes<'_>| Ok(inspect::tasks(model, memory, found.place, &census));
+        Ok(TaskReport { generation, paused_us, ..self.look("vm.tasks", tasks)? })
     }
 
     fn symbols(&self, filter: Option<&str>) -> Result<SymbolReport, ControlError> {
-        let (place, _) = self.inspect("vm.symbols", inspect::place)?;
-        let known = self.look("vm.symbols", |model, memory| Ok(inspect::loaded(model, memory, place)))?;
-        let confirm = |model: &Model, guest: &StillGuest<'_>| inspect::confirm_loaded(model, guest, &known);
-        let ((place, loaded), _) = self.inspect("vm.symbols", confirm)?;
-        self.look("vm.symbols", |model, memory| Ok(inspect::symbols(model, memory, place, &loaded, filter)))
+        let (found, _) = self.find("vm.symbols")?;
+        let generation = self.inspector.number(&found);
+        let known =
+            self.look("vm.symbols", |model, memory| Ok(inspect::loaded(model, memory, found.place)))?;
+        let confirm =
+            |model: &Model, guest: &StillGuest<'_>| inspect::confirm_loaded(model, guest, &found, &known);
+        let (loaded, _) = self.inspect("vm.symbols", confirm)?;
+        let report = self.look("vm.symbols", |model, memory| {
+            Ok(inspect::symbols(model, memory, found.place, &loaded, filter))
+        })?;
+        Ok(SymbolReport { generation, ..report })
+    }
+
+    fn modules(&self, name: Option<&str>) -> Result<ModuleReport, ControlError> {
+        let (found, found_us) = self.find("vm.modules")?;
+        let generation = self.inspector.number(&found);
+        let place = found.place;
+        let known =
+            self.look("vm.modules", |model, memory| Ok(inspect::sites(model, memory, place, name)))?;
+        let confirm = |model: &Model, guest: &StillGuest<'_>| {
+            inspect::confirm_loaded(model, guest, &found, known.loaded())
+        };
+        let (loaded, paused_us) = self.inspect("vm.modules", confirm)?;
+        let report = self.look("vm.modules", |model, memory| {
+            Ok(inspect::modules(model, memory, place, &loaded, &known))
+        })?;
+        Ok(ModuleReport { generation, paused_us: found_us + paused_us, ..report })
     }
 
     fn text_check(&self) -> Result<TextReport, ControlError> {
-        let (place, found_us) = self.inspect("vm.text-check", inspect::place)?;
+        let (found, found_us) = self.find("vm.text-check")?;
+        let generation = self.inspector.number(&found);
         // The long part, for which nothing needs to stand still.
-        let report = self.look("vm.text-check", |model, memory| inspect::text(model, memory, place))?;
-        let confirm = |model: &Model, guest: &StillGuest<'_>| inspect::confirm(model, guest, place, report);
+        let report = self.look("vm.text-check", |model, memory| inspect::text(model, memory, found.place))?;
+        let confirm = |model: &Model, guest: &StillGuest<'_>| inspect::confirm(model, guest, &found, report);
         let (report, paused_us) = self.inspect("vm.text-check", confirm)?;
-        Ok(TextReport { paused_us: found_us + paused_us, ..report })
+        Ok(TextReport { generation, paused_us: found_us + paused_us, ..report })
     }
 
     fn shutdown(&self) {

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use lucos_vmm::config::MachineSpec;
 use lucos_vmm::control::model::{
-    Counters, Difference, Effort, FrameInfo, MachineState, PauseReport, ResumeReport, StackInfo, StackReport,
-    SymbolInfo, SymbolReport, TaskInfo, TaskReport, TextReport, TextShare,
+    Counters, Difference, Effort, FrameInfo, MachineState, ModuleInfo, ModuleReport, PauseReport,
+    ResumeReport, SiteInfo, SiteTable, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo,
+    TaskReport, TextRange, TextReport, TextShare,
 };
 use lucos_vmm::control::{ControlError, MachineControl};
 
@@ -115,6 +116,7 @@ impl MachineControl for Scripted {
         let stacks = vec![StackInfo { task, frames: vec![frame], complete: false, doubt }];
         Ok(StackReport {
             kernel: "6.1.0".into(),
+            generation: 2,
             stacks,
             doubts: Vec::new(),
             effort: Effort::default(),
@@ -130,6 +132,23 @@ impl MachineControl for Scripted {
         let name = filter.unwrap_or("all").to_owned();
         let symbol = SymbolInfo { address: "0x10".into(), kind: "T".into(), name, module: None };
         Ok(SymbolReport { kernel: "6.1.0".into(), symbols: vec![symbol], ..SymbolReport::default() })
+    }
+
+    fn modules(&self, name: Option<&str>) -> Result<ModuleReport, ControlError> {
+        let site = SiteInfo { address: "0x30".into(), bytes: 5, table: "__mcount_loc".into() };
+        let module = ModuleInfo {
+            name: name.unwrap_or("nvme").into(),
+            state: "live".into(),
+            text: TextRange { address: "0xffffffffc0000000".into(), bytes: 8192 },
+            symbols: 3,
+            orc: 40,
+            tables: [("__mcount_loc".to_owned(), SiteTable { entries: 3, sites: 2 })].into(),
+            gone: 1,
+            unread: [(".smp_locks".to_owned(), "nothing is there".to_owned())].into(),
+            sites: name.map(|_| vec![site]),
+            ..ModuleInfo::default()
+        };
+        Ok(ModuleReport { kernel: "6.1.0".into(), modules: vec![module], ..ModuleReport::default() })
     }
 
     fn text_check(&self) -> Result<TextReport, ControlError> {

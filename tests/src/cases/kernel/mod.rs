@@ -41,7 +41,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("kernel::sleepers_of_6_12_generic", Tier::Full, || sleepers("vmlinuz-6.12-generic", &[])),
 ];
 
-fn number(text: &Value) -> Option<u64> {
+pub(super) fn number(text: &Value) -> Option<u64> {
     u64::from_str_radix(text.as_str()?.strip_prefix("0x")?, 16).ok()
 }
 
@@ -52,7 +52,7 @@ fn symbol(vm: &Vm, name: &str) -> Result<u64> {
 }
 
 /// Every byte of the kernel's text that is not the image's must be where one of its tables says that it may change.
-fn text(vm: &Vm) -> Result<()> {
+pub(super) fn text(vm: &Vm) -> Result<()> {
     let report = vm.lucos("text-check")?;
     let unexplained = report["unexplained"].as_array().context("no report on the text")?;
     let list: Vec<String> = unexplained.iter().map(ToString::to_string).collect();

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use super::duration;
-use crate::control::model::{FrameInfo, StackReport, SymbolReport, TaskInfo, TaskReport, TextReport};
+use crate::control::model::{
+    FrameInfo, ModuleInfo, ModuleReport, StackReport, SymbolReport, TaskInfo, TaskReport, TextReport,
+};
 
 pub(super) fn stacks(report: &StackReport) -> String {
     let complete = report.stacks.iter().filter(|stack| stack.complete).count();
@@ -54,6 +56,43 @@ pub(super) fn symbols(report: &SymbolReport) -> String {
         let _ = writeln!(text, "{address:0>16} {} {}{module}", symbol.kind, symbol.name);
     }
     text
+}
+
+pub(super) fn modules(report: &ModuleReport) -> String {
+    if report.modules.is_empty() && report.doubts.is_empty() {
+        return format!("{} has no such module\n", report.kernel);
+    }
+    let mut text =
+        format!("{}: {} modules{}\n", report.kernel, report.modules.len(), pause(report.paused_us));
+    doubts(&mut text, &report.doubts);
+    let width = report.modules.iter().map(|module| module.name.len()).max().unwrap_or(0);
+    for module in &report.modules {
+        self::module(&mut text, module, width);
+    }
+    text
+}
+
+fn module(text: &mut String, module: &ModuleInfo, width: usize) {
+    let ModuleInfo { name, state, symbols, orc, .. } = module;
+    let (address, kib) = (module.text.address.trim_start_matches("0x"), module.text.bytes.div_ceil(1024));
+    let _ = writeln!(
+        text,
+        "{name:<width$}  {state:<8}  {address:0>16}  {kib:>6} KiB  {symbols:>5} symbols  {orc:>6} unwind entries"
+    );
+    let mut tables: Vec<String> =
+        module.tables.iter().map(|(table, own)| format!("{table} {}", own.sites)).collect();
+    if module.gone > 0 {
+        tables.push(format!("{} gone with its init function", module.gone));
+    }
+    if !tables.is_empty() {
+        let _ = writeln!(text, "    {}", tables.join(", "));
+    }
+    for (table, why) in &module.unread {
+        let _ = writeln!(text, "    ? {table}: {why}");
+    }
+    for site in module.sites.iter().flatten() {
+        let _ = writeln!(text, "    {} {:>3} {}", site.address, site.bytes, site.table);
+    }
 }
 
 pub(super) fn text(report: &TextReport) -> String {

@@ -10,6 +10,9 @@ use utoipa::ToSchema;
 pub struct StackReport {
     /// Release of the kernel.
     pub kernel: String,
+    /// Which of the kernels it is that this VMM has found in its guests, from 1 on: a reboot, a kexec and a kdump each start
+    /// another one.
+    pub generation: u64,
     /// One for each task.
     pub stacks: Vec<StackInfo>,
     /// What is not known although it should be.
@@ -65,6 +68,9 @@ pub struct FrameInfo {
 pub struct TaskReport {
     /// Release of the kernel.
     pub kernel: String,
+    /// Which of the kernels it is that this VMM has found in its guests, from 1 on: a reboot, a kexec and a kdump each start
+    /// another one.
+    pub generation: u64,
     /// All of them, idle ones included.
     pub tasks: Vec<TaskInfo>,
     /// What is not known although it should be.
@@ -107,6 +113,9 @@ pub struct TaskInfo {
 pub struct SymbolReport {
     /// Release of the kernel.
     pub kernel: String,
+    /// Which of the kernels it is that this VMM has found in its guests, from 1 on: a reboot, a kexec and a kdump each start
+    /// another one.
+    pub generation: u64,
     /// Its build-id.
     pub build_id: String,
     /// How far KASLR has moved it from where it was linked for, in hexadecimal.
@@ -129,11 +138,86 @@ pub struct SymbolInfo {
     pub module: Option<String>,
 }
 
+/// Every module of the kernel, as the guest says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModuleReport {
+    /// Release of the kernel.
+    pub kernel: String,
+    /// Which of the kernels it is that this VMM has found in its guests, from 1 on: a reboot, a kexec and a kdump each start
+    /// another one.
+    pub generation: u64,
+    /// Those that were asked for.
+    pub modules: Vec<ModuleInfo>,
+    /// What is not known although it should be.
+    pub doubts: Vec<String>,
+    /// How long the guest stood still for it, in microseconds; 0 if it was paused already.
+    pub paused_us: u64,
+}
+
+/// One module.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModuleInfo {
+    /// Its name.
+    pub name: String,
+    /// `live`, `coming` while its init function runs, `going`, or `unformed` while it is put together.
+    pub state: String,
+    /// Its text.
+    pub text: TextRange,
+    /// Text that it has only until its init function is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_text: Option<TextRange>,
+    /// How many symbols it has.
+    pub symbols: u64,
+    /// How many entries its unwind table has.
+    pub orc: u64,
+    /// The places of its text that the kernel may change or looks up, by the table that lists them.
+    pub tables: BTreeMap<String, SiteTable>,
+    /// Such places that are gone with its init function.
+    pub gone: u64,
+    /// What could not be read, by the name of the table, and why.
+    pub unread: BTreeMap<String, String>,
+    /// Each of those places, if the module was asked for by its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sites: Option<Vec<SiteInfo>>,
+}
+
+/// Where text is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TextRange {
+    /// Its first byte, in hexadecimal.
+    pub address: String,
+    /// How many there are.
+    pub bytes: u64,
+}
+
+/// One of a module's tables.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SiteTable {
+    /// Its entries.
+    pub entries: u64,
+    /// The places that they are about; several entries may be about one, and one about two.
+    pub sites: u64,
+}
+
+/// A place that the kernel may change or looks up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SiteInfo {
+    /// Its first byte, in hexadecimal.
+    pub address: String,
+    /// How many bytes belong to it.
+    pub bytes: u8,
+    /// The table that lists it.
+    pub table: String,
+}
+
 /// The kernel's text, held against the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TextReport {
     /// Release of the kernel.
     pub kernel: String,
+    /// Which of the kernels it is that this VMM has found in its guests, from 1 on: a reboot, a kexec and a kdump each start
+    /// another one.
+    pub generation: u64,
     /// How many bytes were compared.
     pub bytes: u64,
     /// What differs by right of each of the kernel's tables, or of the guest's probes.
