@@ -5,6 +5,7 @@
 
 mod account;
 mod bounds;
+mod call;
 mod code;
 mod doubt;
 pub mod flow;

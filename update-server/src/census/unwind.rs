@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use super::bounds::Bounds;
+use super::call;
 use super::code::{Code, CodeKind};
 use super::doubt::{Doubt, Outcome};
 use super::flow;
@@ -30,9 +31,6 @@ pub struct Frame {
     /// Where on the stack the address is; `None` for what is in a vCPU's registers.
     pub slot: Option<Gva>,
 }
-
-/// What a function that may be traced begins with (`arch/x86/include/asm/nops.h`, `BYTES_NOP5`).
-const NOP: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 
 /// How to walk on from a function's first instruction.
 const AT_ENTRY: OrcEntry = OrcEntry {
@@ -393,62 +391,11 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         // What called init code, and was init code, is no longer in memory.
         let (model, linked) = (self.kernel.model(), self.kernel.linked(before));
         let image = model.image().bytes(linked, bytes.len()).and_then(|bytes| bytes.try_into().ok());
-        let detached = from_bpf && bytes.ends_with(&NOP);
-        let called = readable && (ends_with_call(bytes) || detached) || image.is_some_and(ends_with_call);
+        let detached = from_bpf && bytes.ends_with(&call::NOP);
+        let called = readable && (call::is_last(bytes) || detached) || image.is_some_and(call::is_last);
         let (start, end) = model.symbols.secondary_start;
         let begun = address == self.kernel.now(model.symbols.fork_return)
             || address > self.kernel.now(start) && address < self.kernel.now(end);
         if called || begun { Ok(()) } else { Err(Doubt::NoCall { address, slot }) }
-    }
-}
-
-/// Whether the last of these bytes are those of a near call: E8 with 32 bits, or FF /2 in any of its forms.
-fn ends_with_call(bytes: [u8; 7]) -> bool {
-    let indirect = |len: usize| {
-        let instruction = &bytes[7 - len..];
-        let [0xff, form, rest @ ..] = instruction else { return false };
-        let (mode, digit, base) = (form >> 6, form >> 3 & 7, form & 7);
-        let sib = usize::from(mode != 3 && base == 4);
-        let displacement = match mode {
-            0 if base == 5 => 4,
-            0 if sib == 1 && rest.first().is_some_and(|sib| sib & 7 == 5) => 4,
-            1 => 1,
-            2 => 4,
-            _ => 0,
-        };
-        digit == 2 && len == 2 + sib + displacement
-    };
-    bytes[2] == 0xe8 || [2, 3, 4, 6, 7].into_iter().any(indirect)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn calls_are_told_by_their_last_bytes() {
-        let calls: [&[u8]; 8] = [
-            &[0xe8, 1, 2, 3, 4],
-            &[0xff, 0xd0],
-            &[0x41, 0xff, 0xd3],
-            &[0xff, 0x15, 1, 2, 3, 4],
-            &[0xff, 0x14, 0x25, 1, 2, 3, 4],
-            &[0xff, 0x50, 0x18],
-            &[0xff, 0x54, 0x24, 8],
-            &[0xff, 0x90, 1, 2, 3, 4],
-        ];
-        let padded = |bytes: &[u8]| {
-            let mut all = [0x90; 7];
-            all[7 - bytes.len()..].copy_from_slice(bytes);
-            all
-        };
-        for call in calls {
-            assert!(ends_with_call(padded(call)), "{call:x?}");
-        }
-        for other in
-            [&[0xe9, 1, 2, 3, 4][..], &[0xff, 0xe0], &[0xff, 0x25, 1, 2, 3, 4], &[0xff, 0x0d, 1, 2, 3, 4]]
-        {
-            assert!(!ends_with_call(padded(other)), "{other:x?}");
-        }
     }
 }
