@@ -16,7 +16,7 @@ use super::{Found, Stack};
 use crate::addr::Gva;
 use crate::guest::{Memory, Registers, Vcpu};
 use crate::image::{Base, FrameKind, OrcEntry, Register};
-use crate::kernel::hooks;
+use crate::kernel::hooks::{self, HookTrampoline};
 use crate::kernel::modules::Module;
 use crate::kernel::running::Running;
 use crate::limits::{CENSUS_STEPS, FRAMES};
@@ -185,6 +185,9 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
     /// Goes to the caller, or returns `None` at the outermost frame.
     fn step(&self, state: &mut State, bounds: &mut Bounds<'_>) -> Result<Option<Frame>, Doubt> {
         let at = if state.signal { state.ip } else { Gva(state.ip.0.wrapping_sub(1)) };
+        if let Some(trampoline) = hooks::trampoline_at(self.kernel, at) {
+            return self.leave_hook(state, bounds, &trampoline, at).map(Some);
+        }
         let orc = self.orc(state, at)?;
         match orc.kind {
             FrameKind::Undefined => {
@@ -253,6 +256,40 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         state.signal = orc.signal;
         bounds.check_direction(before.sp, state.sp)?;
         Ok(Some(frame))
+    }
+
+    /// Goes to the caller from the trampoline of a hooked return. The kernel's table says that the stack ends there, or as if the
+    /// return address were still on it.
+    fn leave_hook(
+        &self,
+        state: &mut State,
+        bounds: &mut Bounds<'_>,
+        trampoline: &HookTrampoline,
+        at: Gva,
+    ) -> Result<Frame, Doubt> {
+        let no_table = |why: &str| Doubt::NoTable { at: state.ip, why: why.to_owned() };
+        let (start, end) = (trampoline.text.start, trampoline.text.end);
+        let code = flow::code(self.kernel.space(), start, end, &self.steps)
+            .map_err(|_| no_table("a tracer's trampoline that cannot be read"))?;
+        let depth = match flow::states(&code, start.0, at.0, &self.steps)[..] {
+            [state] => state.depth(),
+            _ => None,
+        };
+        let depth = depth.ok_or_else(|| no_table("a tracer's trampoline that cannot be followed"))?;
+        // It was come to by a return: what the address was taken from is just below.
+        let sp = state.sp.wrapping_offset(depth);
+        let slot = sp.wrapping_offset(-8);
+        let recorded = hooks::real_return(self.kernel, bounds.task_struct, start, slot, &self.steps);
+        let ip = match recorded.ok().flatten() {
+            Some(ip) => ip,
+            // The tracer has put it back, and has forgotten it.
+            None if trampoline.restores && depth > 0 => self.word(slot, bounds)?,
+            None => return Err(Doubt::Hooked { slot }),
+        };
+        self.check_call(ip, slot, false)?;
+        bounds.check(slot)?;
+        *state = State { ip, sp, saved: Saved::None, signal: false, ..*state };
+        Ok(Frame { address: ip, behind_call: true, slot: (depth > 0).then_some(slot) })
     }
 
     /// How to walk on from `at`. Where a vCPU stands in code that was patched, the table alone does not tell.

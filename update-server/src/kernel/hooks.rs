@@ -2,6 +2,7 @@
 //! the task's (`kernel/trace/rethook.c`, `kernel/trace/fgraph.c`; Linux 6.1 and 6.12).
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use super::model::Model;
 use super::running::Running;
@@ -75,6 +76,29 @@ impl Hooks {
 /// Takes one of what may be looked at; `false` if there is none left.
 fn step(steps: &Cell<u64>) -> bool {
     steps.replace(steps.get().saturating_sub(1)) > 0
+}
+
+/// What a hooked return comes to: code that calls the tracer and then goes on to where the call came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookTrampoline {
+    /// Its code.
+    pub text: Range<Gva>,
+    /// Whether it begins by putting its own address back to where the return address was, and the tracer the real one
+    /// (`arch/x86/kernel/rethook.c`).
+    pub restores: bool,
+}
+
+/// The trampoline that an instruction at `at` is in.
+pub fn trampoline_at(kernel: &Running<'_, impl Memory>, at: Gva) -> Option<HookTrampoline> {
+    let Model { hooks, .. } = kernel.model();
+    let probe = hooks.probe.map(|probe| (probe.trampoline, true));
+    let graph = hooks.graph.map(|graph| (graph.trampoline, false));
+    let linked = kernel.linked(at);
+    [probe, graph].into_iter().flatten().find_map(|(start, restores)| {
+        let end = kernel.model().image().symbols().next_behind(start)?;
+        let text = kernel.now(start)..kernel.now(end);
+        (start <= linked && linked < end).then_some(HookTrampoline { text, restores })
+    })
 }
 
 /// The address that a task returns to from `slot`, if `found`, which is there, is a trampoline's; `None` if it is one and

@@ -9,14 +9,16 @@ use crate::images;
 use crate::vm::Vm;
 
 /// What is going on: processes, pipes, sockets, futexes, timers, files and memory; modules that come and go; processors
-/// that do; and probes on what all of them call.
-const LOADS: [&str; 4] = [
+/// that do; tasks with real-time priority and with deadlines; and probes on what all of them call.
+const LOADS: [&str; 6] = [
     "stress-ng --fork 1 --pipe 1 --switch 1 --sock 1 --futex 1 --timer 1 --hdd 1 --hdd-bytes 8M --vm 1 --vm-bytes 32M \
      --dir 1 --clone 1 --temp-path /tmp",
     "while :; do for m in dummy veth loop; do modprobe $m; sleep 0.1; modprobe -r $m; done; done",
     "while :; do echo 0 > /sys/devices/system/cpu/cpu3/online; sleep 1; echo 1 > /sys/devices/system/cpu/cpu3/online; \
      sleep 1; done",
     "ping -f 127.0.0.1",
+    "chrt -f 5 sh -c 'while :; do sleep 0.01; done'",
+    "chrt -d --sched-runtime 2000000 --sched-deadline 50000000 --sched-period 50000000 0 sh -c 'while :; do :; done'",
 ];
 const PROBES: &str = "cd /sys/kernel/tracing && echo 'p:lucos_in vfs_write' > kprobe_events && \
     echo 'r:lucos_out ksys_read' >> kprobe_events && echo 1 > events/kprobes/enable; cd /";
