@@ -5,6 +5,7 @@ mod console;
 mod crash;
 mod debian;
 mod devices;
+mod generations;
 mod intel;
 mod kernel;
 mod kernels;
@@ -17,7 +18,7 @@ use crate::harness::Test;
 
 /// All of them, in the order in which they are run: what tells most soonest comes first.
 pub(crate) fn all() -> Vec<Test> {
-    let groups: [&[Test]; 12] = [
+    let groups: [&[Test]; 13] = [
         boot::TESTS,
         refusals::TESTS,
         devices::TESTS,
@@ -25,6 +26,7 @@ pub(crate) fn all() -> Vec<Test> {
         kernel::TESTS,
         planted::TESTS,
         modules::TESTS,
+        generations::TESTS,
         crash::TESTS,
         console::TESTS,
         debian::TESTS,

@@ -30,18 +30,6 @@ pub(crate) fn copy(name: &str, folder: &Path) -> Result<PathBuf> {
     Ok(to)
 }
 
-/// The archives `names` one behind the other, in `folder`: the kernel takes them for one initramfs.
-pub(crate) fn joined(names: &[&str], folder: &Path) -> Result<PathBuf> {
-    let path = folder.join("initramfs.cpio");
-    let mut all = fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    for name in names {
-        let from = image(name)?;
-        let mut part = fs::File::open(&from).with_context(|| format!("cannot open {}", from.display()))?;
-        std::io::copy(&mut part, &mut all).with_context(|| format!("cannot copy {}", from.display()))?;
-    }
-    Ok(path)
-}
-
 /// An empty disk in `folder`.
 pub(crate) fn blank(folder: &Path, name: &str, mib: u64) -> Result<PathBuf> {
     let path = folder.join(name);

@@ -9,6 +9,7 @@
 //! | [`transcript`] | what a guest has said so far |
 //! | [`pty`] | a terminal with nobody in front of it |
 //! | [`images`] | the guest kernels and disks |
+//! | [`initramfs`] | an initramfs that a test puts together |
 //! | [`deadlines`] | how long things may take, and why |
 //! | [`kernel_log`] | what a guest's kernel must not say |
 //! | [`harness`] | tiers, filters and the report |
@@ -21,6 +22,7 @@ mod cases;
 mod deadlines;
 mod harness;
 mod images;
+mod initramfs;
 mod kernel_log;
 mod process;
 mod pty;

@@ -1,4 +1,5 @@
-//! What puts tasks and processors of a guest into known places (`scripts/guest/plant`): a module, and a program that uses BPF.
+//! What puts tasks and processors of a guest into known places (`scripts/guest/plant`): a module, and programs
+//! that use BPF and start other kernels.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -24,14 +25,15 @@ const SOURCES: [(&str, &str); 8] = [
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
 const MODULE: &str = "lucos_plant.ko";
-const BPF: &str = include_str!("../../guest/plant/bpf.c");
+/// Programs, which are put where a guest's shell finds them.
+const PROGRAMS: [(&str, &str); 2] =
+    [("bpf", include_str!("../../guest/plant/bpf.c")), ("kexec", include_str!("../../guest/plant/kexec.c"))];
 
-/// An archive with both at its top. The kernel unpacks archives that are one behind the other
+/// An archive with all of it. The kernel unpacks archives that are one behind the other
 /// (`init/initramfs.c`), so it is put behind that of a guest.
 pub(super) fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     let inputs = Inputs::new().with("kernel", &kernel.version).with("code", include_str!("plant.rs"));
-    let inputs = inputs.with("bpf", BPF);
-    let inputs = SOURCES.iter().fold(inputs, |inputs, (name, text)| inputs.with(name, text));
+    let inputs = SOURCES.iter().chain(&PROGRAMS).fold(inputs, |inputs, (name, text)| inputs.with(name, text));
     let release = &kernel.release;
     let place = cache.entry(&format!("images/plant/{release}"), &inputs, |folder| {
         packages::ensure(&[Group::Modules])?;
@@ -42,7 +44,10 @@ pub(super) fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
         let module = build(&headers, scratch.path())?;
         let mut archive = cpio::Archive::new(BufWriter::new(File::create(folder.join("plant.cpio"))?));
         archive.file(MODULE, 0o644, &fs::read(module)?)?;
-        archive.file("bpf", 0o755, &fs::read(program(scratch.path())?)?)?;
+        for (name, source) in PROGRAMS {
+            let program = program(scratch.path(), name, source)?;
+            archive.file(&format!("bin/{name}"), 0o755, &fs::read(program)?)?;
+        }
         archive.finish()?;
         step.done();
         Ok(())
@@ -61,12 +66,12 @@ fn build(headers: &Headers, folder: &Path) -> Result<PathBuf> {
     Ok(module)
 }
 
-/// Builds the program, which must not need what is not in the guest.
-fn program(folder: &Path) -> Result<PathBuf> {
-    let (source, program) = (folder.join("bpf.c"), folder.join("bpf"));
-    fs::write(&source, BPF).context("cannot write bpf.c")?;
+/// Builds a program that needs nothing of the guest's.
+fn program(folder: &Path, name: &str, source: &str) -> Result<PathBuf> {
+    let (file, program) = (folder.join(format!("{name}.c")), folder.join(name));
+    fs::write(&file, source).with_context(|| format!("cannot write {name}.c"))?;
     let mut gcc = command("gcc");
-    gcc.args(["-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(&source);
-    run(&mut gcc, "build the program that uses BPF")?;
+    gcc.args(["-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(&file);
+    run(&mut gcc, &format!("build {name} for guests"))?;
     Ok(program)
 }

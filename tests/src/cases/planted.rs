@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::deadlines::{BOOT, EXIT};
 use crate::harness::{Test, Tier};
 use crate::images;
+use crate::initramfs::Initramfs;
 use crate::vm::Vm;
 use places::{Kernel, Plant};
 
@@ -25,9 +26,8 @@ const CMDLINE: &str = "isolcpus=3 preempt=full nowatchdog rcupdate.rcu_cpu_stall
 
 fn all(kernel: &Kernel) -> Result<()> {
     let folder = images::folder()?;
-    let plant = format!("plant-{}.cpio", kernel.kind);
-    let initramfs = images::joined(&["tiny.cpio", &plant], folder.path())?;
-    let builder = Vm::builder(&format!("vmlinuz-{}", kernel.kind))?.initrd_file(&initramfs);
+    let initramfs = Initramfs::planted(folder.path().join("initramfs"), kernel.kind)?;
+    let builder = Vm::builder(&format!("vmlinuz-{}", kernel.kind))?.initrd_file(initramfs.path());
     let mut vm = builder.cpus(4).cmdline(CMDLINE).start_in(folder)?;
     vm.shell(BOOT)?;
     vm.run("insmod /lucos_plant.ko")?;

@@ -61,6 +61,11 @@ impl Builder {
         self.arg("--initrd", path)
     }
 
+    /// Has the VMM say more of what it does.
+    pub(crate) fn verbose(self) -> Self {
+        self.arg("--log-level", "info")
+    }
+
     /// Adds a disk.
     pub(crate) fn disk(self, path: &Path) -> Self {
         self.arg("--disk", path)

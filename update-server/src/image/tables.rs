@@ -11,7 +11,7 @@ use crate::bytes::{i32_at, u64_at};
 /// Bytes of code from a place on that are enough to measure it: the longest instruction behind four bytes of others.
 pub(crate) const CODE: usize = 19;
 /// Bytes of a direct call or jump, which the kernel replaces as a whole.
-const CALL: usize = 5;
+const CALL: u8 = 5;
 /// INT3, which stands on an instruction while the kernel rewrites the rest of it (`arch/x86/kernel/alternative.c`,
 /// `text_poke_bp_batch`).
 const INT3: u8 = 0xcc;
@@ -81,10 +81,9 @@ impl Place {
     pub(crate) fn measure(self, code: &[u8]) -> Result<Option<Site>, NoCode> {
         let len = match self.extent {
             Extent::Bytes(len) => len,
-            Extent::Instruction => whole(code, 1)?,
             // Under way from one to the other it is counted as the longer one.
-            Extent::Jump | Extent::Call if code.first() == Some(&INT3) => CALL as u8,
-            Extent::Jump => whole(code, 1)?,
+            Extent::Jump | Extent::Call if code.first() == Some(&INT3) => CALL,
+            Extent::Instruction | Extent::Jump => whole(code, 1)?,
             Extent::Call => whole(code, CALL)?,
             // `alternatives_smp_lock`, as long as it stands at all.
             Extent::Lock if matches!(code.first(), Some(0xf0 | 0x3e)) => 1,
@@ -95,9 +94,9 @@ impl Place {
 }
 
 /// Bytes of the whole instructions at the start of `code` that have at least `least` bytes together.
-fn whole(code: &[u8], least: usize) -> Result<u8, NoCode> {
+fn whole(code: &[u8], least: u8) -> Result<u8, NoCode> {
     let mut decoder = Decoder::new(64, &code[..code.len().min(CODE)], DecoderOptions::NONE);
-    while decoder.position() < least {
+    while decoder.position() < usize::from(least) {
         if decoder.decode().is_invalid() {
             return Err(NoCode);
         }
@@ -105,7 +104,7 @@ fn whole(code: &[u8], least: usize) -> Result<u8, NoCode> {
     u8::try_from(decoder.position()).map_err(|_| NoCode)
 }
 
-impl<'a> Table<'a> {
+impl Table<'_> {
     /// What a 32-bit number at `at` points to: it counts from where it is written.
     pub(crate) fn pointee(self, at: usize) -> Gva {
         let from = self.at.wrapping_add(at as u64);
@@ -173,12 +172,11 @@ impl<'a> Table<'a> {
 /// Bytes of one entry of a kind's table; `None` if that is unknown, or the kind has no such table.
 pub(crate) fn entry_bytes(kind: SiteKind, alternatives: Option<AlternativeLayout>) -> Option<usize> {
     match kind {
-        SiteKind::Ftrace => Some(8),
         SiteKind::Alternative => alternatives.map(|layout| layout.bytes),
         // `struct jump_entry` (include/linux/jump_label.h): code, target, key.
         SiteKind::JumpLabel | SiteKind::Paravirt => Some(16),
         // `struct static_call_site` (include/linux/static_call_types.h): site, key.
-        SiteKind::StaticCall => Some(8),
+        SiteKind::StaticCall | SiteKind::Ftrace => Some(8),
         SiteKind::Retpoline | SiteKind::Return | SiteKind::Call | SiteKind::Endbr | SiteKind::SmpLock => {
             Some(4)
         }

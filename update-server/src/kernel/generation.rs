@@ -9,7 +9,7 @@ use crate::addr::Gva;
 use crate::guest::{Memory, Vcpu};
 use crate::image::BuildId;
 
-/// Where the kernel and its modules are mapped (Documentation/arch/x86/x86_64/mm.rst). Interrupt tables that are used only
+/// Where the kernel and its modules are mapped (`Documentation/arch/x86/x86_64/mm.rst`). Interrupt tables that are used only
 /// while a processor starts are part of the image; the final one is not.
 const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 

@@ -89,19 +89,15 @@ impl ModuleTables {
         let kept = kept.into_iter().filter_map(|(kind, at, count)| Some((kind, offset(at)?, offset(count)?)));
         // 6.4 made an array of what had been two members.
         let kinds = types.enumerator("MOD_MEM_NUM_TYPES").ok().zip(types.size_of("module_memory").ok());
-        let memory = match (kinds, offset("mem.base").zip(offset("mem.size"))) {
-            (Some((count, stride)), Some((base, size))) => {
-                let count = u64::try_from(count).unwrap_or(0).min(MEMORY_KINDS);
-                (0..count).map(|index| (base + index * stride, size + index * stride)).collect()
-            }
-            _ => {
-                let whole = |base, size| offset(base).zip(offset(size));
-                let old = [
-                    whole("core_layout.base", "core_layout.size"),
-                    whole("init_layout.base", "init_layout.size"),
-                ];
-                old.into_iter().flatten().collect()
-            }
+        let pieces = kinds.zip(offset("mem.base").zip(offset("mem.size")));
+        let memory = if let Some(((count, stride), (base, size))) = pieces {
+            let count = u64::try_from(count).unwrap_or(0).min(MEMORY_KINDS);
+            (0..count).map(|index| (base + index * stride, size + index * stride)).collect()
+        } else {
+            let whole = |base, size| offset(base).zip(offset(size));
+            let (core, init) = ("core_layout.base", "init_layout.base");
+            let old = [whole(core, "core_layout.size"), whole(init, "init_layout.size")];
+            old.into_iter().flatten().collect()
         };
         Self {
             kept: kept.collect(),
@@ -216,7 +212,7 @@ impl<'a, 'g, M: Memory> Reader<'a, 'g, M> {
             let len = usize::try_from(own.end.0 - place.start.0).unwrap_or(CODE).min(CODE);
             self.kernel.space().read(place.start, &mut code[..len]).map_err(text)?;
             match place.measure(&code[..len]) {
-                Ok(site) => self.list.extend(site),
+                Ok(measured) => self.list.extend(measured),
                 Err(_) => wrong = Some(place.start),
             }
         }
@@ -272,7 +268,6 @@ impl<'a, 'g, M: Memory> Reader<'a, 'g, M> {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn text(error: ReadError) -> String {
     error.to_string()
 }

@@ -9,6 +9,7 @@ use super::sleepers::compare;
 use super::tally::Tally;
 use crate::deadlines::{BOOT, EXIT, LONG_COMMAND};
 use crate::images;
+use crate::initramfs::Initramfs;
 use crate::vm::Vm;
 
 /// Programs around a function that is called all the time and around one that sleeps, a filter of system calls, and a program
@@ -30,8 +31,8 @@ const LOOKS: usize = 60;
 
 pub(super) fn made_code(kernel: &str) -> Result<()> {
     let folder = images::folder()?;
-    let initramfs = images::joined(&["tiny.cpio", &format!("plant-{kernel}.cpio")], folder.path())?;
-    let builder = Vm::builder(&format!("vmlinuz-{kernel}"))?.initrd_file(&initramfs).cpus(4);
+    let initramfs = Initramfs::planted(folder.path().join("initramfs"), kernel)?;
+    let builder = Vm::builder(&format!("vmlinuz-{kernel}"))?.initrd_file(initramfs.path()).cpus(4);
     let mut vm = builder.start_in(folder)?;
     vm.shell(BOOT)?;
     vm.run("dmesg -n 1")?;
@@ -39,7 +40,7 @@ pub(super) fn made_code(kernel: &str) -> Result<()> {
     vm.run_within(PROBES, LONG_COMMAND)?;
     for tool in TOOLS {
         let wait = "for i in $(seq 100); do grep -q bpf: /tmp/said && break; sleep 0.5; done; cat /tmp/said";
-        let said = vm.run_within(&format!("/bpf {tool} > /tmp/said 2>&1 & {wait}"), LONG_COMMAND)?;
+        let said = vm.run_within(&format!("bpf {tool} > /tmp/said 2>&1 & {wait}"), LONG_COMMAND)?;
         ensure!(
             ["running", "filtering", "attached"].iter().any(|word| said.contains(word)),
             "{tool}: {said}"

@@ -2,7 +2,7 @@
 
 /// Whether the functions of `frames`, each as the kernel's traces have it, are those of `pattern`, from the innermost
 /// out: names with `|` between alternatives, and `..` for any number of frames, none included. Suffixes that a compiler
-/// gives to its copies of a function do not count.
+/// gives to its copies of a function do not count. Code that a probe has made for a function stands for that function.
 pub(super) fn fits(pattern: &str, frames: &[&str]) -> bool {
     let pattern: Vec<&str> = pattern.split(" < ").collect();
     let names: Vec<&str> = frames.iter().map(|frame| function(frame)).collect();
@@ -21,9 +21,10 @@ fn fits_from(pattern: &[&str], names: &[&str]) -> bool {
     }
 }
 
-/// `f` of `f.constprop.0+0x12/0x34 [module]`.
+/// `f` of `f.constprop.0+0x12/0x34 [module]`, and of `0x1234 [kprobe at f+0x12/0x34 [module]]`.
 fn function(frame: &str) -> &str {
-    frame.split(['+', '.']).next().unwrap_or_default()
+    let place = frame.split_once("[kprobe at ").map_or(frame, |(_, place)| place);
+    place.split(['+', '.']).next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -32,7 +33,7 @@ mod tests {
 
     #[test]
     fn every_frame_counts() {
-        let frames = ["a.isra.0+0x1/0x2 [m]", "b+0x3/0x4", "c+0x5/0x6"];
+        let frames = ["a.isra.0+0x1/0x2 [m]", "0x7 [kprobe at b+0x3/0x4 [m]]", "c+0x5/0x6"];
         for good in ["a < b < c", "a < ..", "a < .. < c", "a < x|b < .. < c", ".. < c"] {
             assert!(fits(good, &frames), "{good}");
         }

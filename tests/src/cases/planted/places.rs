@@ -54,9 +54,14 @@ impl Plant {
         Self { place, comm, count: 1, frames, forged: false, off_the_list: false }
     }
 
-    /// Two threads on one processor: one runs, maybe in an interrupt, the other waits for its turn.
+    /// Interrupts are on there, and one may have come.
+    fn interruptible(self) -> Self {
+        Self { frames: format!(".. < {}", self.frames), ..self }
+    }
+
+    /// Two threads on one processor: one runs, the other was interrupted and waits for its turn.
     fn two(self) -> Self {
-        Self { count: 2, frames: format!(".. < {}", self.frames), ..self }
+        Self { count: 2, ..self.interruptible() }
     }
 }
 
@@ -91,7 +96,7 @@ impl Kernel {
             format!("plant_in_nmi < nmi_handle < default_do_nmi < exc_nmi < end_repeat_nmi < {idle}");
         vec![
             Plant::new("irq", "swapper/3", in_irq),
-            Plant::new("softirq", comm, in_softirq),
+            Plant::new("softirq", comm, in_softirq).interruptible(),
             Plant::new("nmi", "swapper/3", in_nmi),
         ]
     }
@@ -113,7 +118,7 @@ impl Kernel {
         let below = format!("plant_probed < plant_probed_thread < {}", self.thread);
         let by_int3 =
             format!("plant_in_probe < .. < kprobe_int3_handler < .. < exc_int3 < asm_exc_int3 < {below}");
-        let by_jump = format!("plant_in_probe < opt_pre_handler < optimized_callback < .. < {below}");
+        let by_jump = format!("plant_in_probe < opt_pre_handler < optimized_callback < {below}");
         vec![Plant::new("kprobe", "plant_kprobe", by_int3), Plant::new("optprobe", "plant_optprobe", by_jump)]
     }
 }
