@@ -123,13 +123,19 @@ fn in_packs(
                 continue;
             }
             let place = start.wrapping_add((chunk as u64) << CHUNK_BITS);
+            let of = |bytes: u64| usize::try_from(bytes >> CHUNK_BITS).unwrap_or(0).clamp(1, CHUNKS - chunk);
+            let next = named.partition_point(|piece| piece.text.start < place);
+            let next = named.get(next).map(|piece| &piece.text);
+            // Trampolines are in packs, too, since 6.9, and have no header.
+            if let Some(text) = next.filter(|text| text.start == place) {
+                chunk += of(text.end.0 - text.start.0 + (1 << CHUNK_BITS) - 1);
+                continue;
+            }
             let bytes = u64::from(space.u32(place)?);
-            let chunks = usize::try_from(bytes >> CHUNK_BITS).unwrap_or(0).clamp(1, CHUNKS - chunk);
+            let chunks = of(bytes);
             chunk += chunks;
             let end = place.wrapping_add((chunks as u64) << CHUNK_BITS);
-            let has_name = |piece: &BpfText| place < piece.text.start && piece.text.start < end;
-            let behind = named.partition_point(|piece| piece.text.start <= place);
-            if named.get(behind).is_some_and(has_name) {
+            if next.is_some_and(|text| text.start < end) {
                 continue;
             }
             // A program begins within its first chunk (`bpf_jit_binary_pack_hdr`).
