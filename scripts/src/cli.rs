@@ -9,6 +9,7 @@ use xtask::bed::cli::KvmHost;
 use xtask::bench::{self, Bench};
 use xtask::cache::{Cache, workspace_root};
 use xtask::demo::{self, Demo};
+use xtask::fuzz::{self, Fuzz};
 use xtask::gate::{self, Extent, Only};
 use xtask::images;
 use xtask::kernels::{self, Flavour, Need, Series};
@@ -42,6 +43,8 @@ enum Chore {
     Tidy,
     /// Measure lucos-vmm side by side with QEMU.
     Bench(Bench),
+    /// Fuzz the parsers of what images and guests have made.
+    Fuzz(Fuzz),
 }
 
 #[derive(Debug, Args)]
@@ -123,6 +126,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         Chore::Kernel(kernel) => fetch(kernel),
         Chore::Image(image) => build(&image),
         Chore::Bench(chore) => bench::run(&chore),
+        Chore::Fuzz(chore) => fuzz::run(&chore),
         Chore::KvmHost(chore) => return xtask::bed::cli::run(&chore),
         Chore::Demo(chore) => return demo::run(&chore),
         Chore::Test(chore) => return test(&chore),

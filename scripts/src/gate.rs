@@ -11,6 +11,7 @@
 
 mod counts;
 mod deadline;
+mod fuzzing;
 mod inputs;
 mod process;
 mod programs;
@@ -205,6 +206,9 @@ fn with_images(
     }
     for program in programs.iter().filter(|program| program.needs_images() && only.takes(&program.name)) {
         report.add(as_cargo_would(program, Some(folder.path()), deadline)?.must_test_something());
+    }
+    if only.takes(fuzzing::NAME) {
+        report.add(fuzzing::check(folder.path(), deadline)?.must_test_something());
     }
     Ok(())
 }

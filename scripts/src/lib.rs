@@ -11,6 +11,7 @@ pub(crate) mod cargo;
 pub mod command;
 pub mod cpio;
 pub mod demo;
+pub mod fuzz;
 pub mod gate;
 pub mod images;
 pub mod kernels;

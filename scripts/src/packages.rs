@@ -16,6 +16,8 @@ pub enum Group {
     Images,
     /// Building modules for guest kernels.
     Modules,
+    /// Building libFuzzer.
+    Fuzz,
     /// The AMD host, but for its QEMU, which is not installed.
     Amd,
     /// The Intel host: Bochs.
@@ -54,6 +56,8 @@ const MODULES: [Requirement; 3] = [
     requirement("elfutils", "eu-readelf"),
 ];
 
+const FUZZ: [Requirement; 2] = [requirement("gcc", "gcc"), requirement("g++", "g++")];
+
 const AMD: [Requirement; 2] = [requirement("busybox-static", "busybox"), requirement("kmod", "modprobe")];
 
 const INTEL: [Requirement; 9] = [
@@ -74,6 +78,7 @@ impl Group {
             Self::Images if is_root => IMAGES.to_vec(),
             Self::Images => IMAGES.iter().chain(&IMAGES_UNPRIVILEGED).copied().collect(),
             Self::Modules => MODULES.to_vec(),
+            Self::Fuzz => FUZZ.to_vec(),
             Self::Amd => AMD.to_vec(),
             Self::Intel => INTEL.to_vec(),
         }

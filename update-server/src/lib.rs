@@ -17,6 +17,8 @@
 pub mod addr;
 mod bytes;
 pub mod census;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod guest;
 pub mod image;
 pub mod kernel;

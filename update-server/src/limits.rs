@@ -72,9 +72,9 @@ pub const HOOKS: u64 = 4096;
 /// Trampolines of ftrace: one for each of its users, who are few.
 pub const TRAMPOLINES: usize = 4096;
 
-/// Frames and records of tracers that one census looks at, all stacks together: 64 for each of the tasks there may be. It
-/// keeps a guest that makes up stacks from being looked at for ever.
-pub const CENSUS_STEPS: u64 = 1 << 24;
+/// Frames, records of tracers and followed instructions that one round of a census looks at, all stacks together: 100,000
+/// tasks with 40 frames each. It keeps a guest that makes up stacks from being looked at for ever.
+pub const CENSUS_STEPS: u64 = 1 << 22;
 
 /// Frames that are kept from one census to the next, all stacks together: 32 MiB of them. 16,000 tasks have 250,000.
 pub const KEPT_FRAMES: usize = 1 << 20;

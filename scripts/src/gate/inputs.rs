@@ -16,7 +16,7 @@ use crate::progress::Step;
 /// interpreter. Fetches and builds what is not in the cache yet.
 pub(super) fn small() -> Result<Vec<Image>> {
     let step = Step::start("preparing KVM hosts and small guests");
-    packages::ensure(&[Group::Images, Group::Modules, Group::Amd, Group::Intel])
+    packages::ensure(&[Group::Images, Group::Modules, Group::Fuzz, Group::Amd, Group::Intel])
         .context("there is no KVM host to test on, and no way to make one")?;
     let cache = Cache::open()?;
     let mut list = Vec::new();

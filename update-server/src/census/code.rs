@@ -161,7 +161,7 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
             CodeKind::Bpf(piece) => {
                 let name = piece.name.as_deref().unwrap_or("bpf_classic_filter");
                 let (offset, len) = (at.0 - piece.text.start.0, piece.text.end.0 - piece.text.start.0);
-                return format!("{name}+{offset:#x}/{len:#x} [bpf]");
+                return format!("{name}+{offset:#x}/{len:#x}");
             }
             CodeKind::Slot(probe) | CodeKind::Detour(probe, _) => {
                 return format!("{} [kprobe]", self.place_of(probe));

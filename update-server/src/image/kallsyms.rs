@@ -22,7 +22,7 @@ const TOKEN_MAX: usize = 128;
 const FEWEST: usize = 1000;
 
 /// Reads the tables out of the kernel's read-only data.
-pub(super) fn read(rodata: &[u8]) -> Result<Symbols, ImageError> {
+pub(crate) fn read(rodata: &[u8]) -> Result<Symbols, ImageError> {
     let missing = |what: &str| ImageError::Missing {
         what: what.to_owned(),
         needed_for: "finding functions",

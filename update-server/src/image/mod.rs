@@ -5,7 +5,7 @@
 mod btf;
 mod elf;
 mod error;
-mod kallsyms;
+pub(crate) mod kallsyms;
 mod orc;
 mod payload;
 mod relocations;

@@ -213,6 +213,16 @@ impl OrcTable {
         Ok(Self { layout, addresses, entries })
     }
 
+    /// How the fields lie in 6.1, or since 6.4.
+    #[cfg(fuzzing)]
+    pub(crate) fn layout_for_fuzzing(new: bool) -> OrcLayout {
+        if new {
+            OrcLayout { type_shift: 8, type_bits: 3, end_shift: None, signal_shift: Some(11) }
+        } else {
+            OrcLayout { type_shift: 8, type_bits: 2, end_shift: Some(10), signal_shift: None }
+        }
+    }
+
     /// How many entries there are.
     pub fn len(&self) -> usize {
         self.addresses.len()

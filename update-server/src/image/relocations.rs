@@ -33,7 +33,7 @@ impl fmt::Debug for Relocations {
 
 impl Relocations {
     /// Reads what follows the ELF file; an ELF kernel by itself has nothing there, and cannot be moved.
-    pub(super) fn read(behind: &[u8]) -> Self {
+    pub(crate) fn read(behind: &[u8]) -> Self {
         let mut list = Vec::new();
         let mut at = behind.len() & !3;
         for kind in [Kind::Short, Kind::Inverse, Kind::Long] {

@@ -70,7 +70,10 @@ pub(super) fn made_code(kernel: &str) -> Result<()> {
 }
 
 fn is_made(name: &str) -> bool {
-    name.ends_with("[bpf]") || name.ends_with("[kprobe]")
+    name.starts_with("bpf_prog_")
+        || name.starts_with("bpf_trampoline_")
+        || name.starts_with("bpf_classic_")
+        || name.ends_with("[kprobe]")
 }
 
 /// Who sleeps behind a trampoline must have all frames to both sides of it.

@@ -1,0 +1,161 @@
+//! `cargo xtask fuzz`: builds the fuzz targets of `update-server` and runs each for a while.
+//!
+//! They are laid out for cargo-fuzz, which wants a nightly toolchain for its sanitizers. What the fuzzer itself needs, counters
+//! of which code was reached, the stable compiler can put in, too; the code under test has no `unsafe` for which the
+//! sanitizers would be worth it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use crate::bed;
+use crate::cache::{Cache, workspace_root};
+use crate::cargo::cargo;
+use crate::command::run as output_of;
+use crate::kernels::{self, Flavour, Need, Series};
+use crate::packages::{self, Group};
+use crate::progress::Step;
+
+/// What cargo-fuzz hands to the compiler, without a sanitizer.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares --cfg=fuzzing -Ccodegen-units=1";
+/// With a target named, the flags are not those of build scripts.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Inputs longer than this find nothing that shorter ones do not.
+const LONGEST: &str = "-max_len=16384";
+/// One input, in seconds: a look at a lying guest takes two or three, in a build for fuzzing.
+const SLOWEST: &str = "-timeout=60";
+const MEMORY: &str = "-rss_limit_mb=2048";
+/// The kernel that a lying guest claims to run, by the name that targets know it by.
+const KERNEL: &str = "vmlinux-6.1-cloud";
+
+/// Fuzz the parsers of what images and guests have made.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+New inputs are kept below target/fuzz/corpus, and what crashes below target/fuzz/crashes; a crash is reproduced by handing
+its file to the target: target/fuzz/x86_64-unknown-linux-gnu/release/TARGET FILE.")]
+pub struct Fuzz {
+    /// Which targets; all when none is given.
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+    /// How long each is run.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    seconds: u64,
+}
+
+/// Where the targets' sources and seeds are.
+fn source() -> PathBuf {
+    workspace_root().join("update-server/fuzz")
+}
+
+/// Every target, by name.
+pub(crate) fn targets() -> Result<Vec<String>> {
+    let folder = source().join("fuzz_targets");
+    let entries = fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    let names = entries.map(|entry| {
+        let path = entry?.path();
+        Ok(path.file_stem().unwrap_or_default().to_string_lossy().into_owned())
+    });
+    let mut names = names.collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+/// The command that builds all of them.
+pub(crate) fn build() -> Result<Command> {
+    packages::ensure(&[Group::Fuzz])?;
+    let mut build = cargo();
+    build.args(["build", "--release", "--locked", "--quiet", "--target", TARGET, "--manifest-path"]);
+    build.arg(source().join("Cargo.toml")).arg("--target-dir").arg(folder()).env("RUSTFLAGS", FLAGS);
+    Ok(build)
+}
+
+/// The command that runs one for so long, with the kernel in the folder `images`.
+pub(crate) fn command(target: &str, time: Duration, images: &Path) -> Result<Command> {
+    let (corpus, crashes) = (folder().join("corpus").join(target), folder().join("crashes"));
+    for place in [&corpus, &crashes] {
+        fs::create_dir_all(place).with_context(|| format!("cannot make {}", place.display()))?;
+    }
+    let mut command = Command::new(folder().join(TARGET).join("release").join(target));
+    command.env("LUCOS_IMAGES", images).args([LONGEST, SLOWEST, MEMORY, "-print_final_stats=1"]);
+    command.arg(format!("-max_total_time={}", time.as_secs()));
+    command.arg(format!("-artifact_prefix={}/{target}-", crashes.display()));
+    command.arg(corpus).arg(source().join("seeds").join(target));
+    Ok(command)
+}
+
+/// What a finished run says of itself, in one line.
+pub(crate) fn verdict(lines: &[String]) -> String {
+    let last =
+        |marker: &str| lines.iter().rfind(|line| line.contains(marker)).map(|line| line.trim().to_owned());
+    last("SUMMARY:")
+        .or_else(|| last("DONE"))
+        .or_else(|| last("INITED"))
+        .unwrap_or_else(|| "it said nothing".into())
+}
+
+fn folder() -> PathBuf {
+    bed::target_folder().join("fuzz")
+}
+
+/// Does what the command line asks for.
+pub fn run(chore: &Fuzz) -> Result<()> {
+    let all = targets()?;
+    if let Some(unknown) = chore.targets.iter().find(|name| !all.contains(name)) {
+        bail!("there is no fuzz target {unknown}; there are {}", all.join(", "));
+    }
+    let step = Step::start("building the fuzz targets");
+    output_of(&mut build()?, "build the fuzz targets")?;
+    step.done();
+    let cache = Cache::open()?;
+    let kernel = kernels::find(&cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
+    let images = tempfile::tempdir().context("cannot make a folder for a link to a kernel")?;
+    let unpacked = bed::vmlinux::unpacked(&cache, &kernel)?;
+    std::os::unix::fs::symlink(&unpacked, images.path().join(KERNEL)).context("cannot link a kernel")?;
+    let mut crashed = Vec::new();
+    for target in all.iter().filter(|name| chore.targets.is_empty() || chore.targets.contains(name)) {
+        let output = command(target, Duration::from_secs(chore.seconds), images.path())?
+            .output()
+            .with_context(|| format!("cannot start the fuzz target {target}"))?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        println!("{target}: {}", verdict(&lines));
+        if !output.status.success() {
+            println!("{text}");
+            crashed.push(target.as_str());
+        }
+    }
+    ensure!(crashed.is_empty(), "crashed: {}; the inputs are in {}", crashed.join(", "), folder().display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_is_built_and_has_seeds() {
+        let manifest = fs::read_to_string(source().join("Cargo.toml")).unwrap();
+        let targets = targets().unwrap();
+        assert!(targets.len() >= 8, "{targets:?}");
+        for target in targets {
+            assert!(manifest.contains(&format!("path = \"fuzz_targets/{target}.rs\"")), "{target}");
+            assert!(source().join("seeds").join(&target).read_dir().unwrap().next().is_some(), "{target}");
+        }
+    }
+
+    #[test]
+    fn the_verdict_is_the_crash_if_there_is_one() {
+        let lines = |lines: &[&str]| lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>();
+        assert_eq!(verdict(&lines(&["#9 INITED a", "#99 DONE cov: 5"])), "#99 DONE cov: 5");
+        assert_eq!(
+            verdict(&lines(&["#99 DONE", "SUMMARY: libFuzzer: timeout"])),
+            "SUMMARY: libFuzzer: timeout"
+        );
+    }
+}
