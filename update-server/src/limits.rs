@@ -42,7 +42,7 @@ pub const MODULE_SITES: usize = 1 << 21;
 /// Sections of all modules together: one has some 50.
 pub const MODULE_SECTIONS: usize = 1 << 17;
 
-/// Bytes of a section's name. The longest that the kernel gives a meaning to has 21.
+/// Bytes of a section's name. The longest that is looked for has 17.
 pub const SECTION_NAME_BYTES: usize = 64;
 
 /// Tasks of one guest. With its stack a task takes 24 KiB, so that these would take 6 GiB.

@@ -9,6 +9,7 @@ use update_server::addr::Gpa;
 use update_server::census;
 use update_server::guest::{Memory, NoRam, Paused, Registers, Vcpu};
 use update_server::image::Image;
+use update_server::kernel::generation::Generation;
 use update_server::kernel::locate::Place;
 use update_server::kernel::model::Model;
 use update_server::kernel::module_sites::sites;
@@ -122,6 +123,8 @@ fn whatever_the_guest_says_every_look_ends() {
                 let kernel = Running::at(&model, &liar, Place { distance, tables });
                 let stacks =
                     census::take(&kernel, &liar).map(|census| (census.stacks.len(), census.doubts.len()));
+                // Its vCPUs have no table of interrupts, so that whatever canary it makes up, it has no generation.
+                assert!(Generation::of(&kernel, liar.vcpus()).is_err(), "{name}, {lie:?}");
                 let text = text_check::check(&kernel).map(|report| report.cut);
                 let (modules, _) = modules(&kernel, &[]);
                 let sites: usize = sites(&kernel, &modules).iter().map(|own| own.sites.iter().count()).sum();

@@ -79,7 +79,7 @@ fn kexec(kernel: &str) -> Result<()> {
         let messages = vm.messages().text();
         let told = messages.lines().find(|line| line.contains(&format!("number {}:", next.generation)));
         let told = told.context("the VMM does not say that there is another kernel")?;
-        // The first one was started by another boot loader, which may have left it more or less room for its page tables.
+        // The first one was started by another boot loader, which may have put it elsewhere in memory.
         ensure!(round == 0 || told.ends_with(": another stack canary"), "not quite the same: {told}");
         println!("{told}");
         text(&vm)?;
