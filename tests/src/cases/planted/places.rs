@@ -119,7 +119,10 @@ impl Kernel {
         let by_int3 =
             format!("plant_in_probe < .. < kprobe_int3_handler < .. < exc_int3 < asm_exc_int3 < {below}");
         let by_jump = format!("plant_in_probe < opt_pre_handler < optimized_callback < {below}");
-        vec![Plant::new("kprobe", "plant_kprobe", by_int3), Plant::new("optprobe", "plant_optprobe", by_jump)]
+        vec![
+            Plant::new("kprobe", "plant_kprobe", by_int3),
+            Plant::new("optprobe", "plant_optprobe", by_jump).interruptible(),
+        ]
     }
 }
 
