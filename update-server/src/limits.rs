@@ -1,5 +1,10 @@
 //! Every bound on what an image or a guest can make us do. None is near what a real kernel needs.
 
+/// A bound, and a smaller one for fuzzing: what a guest makes up there is endless, and each input should take no time.
+const fn bound(real: usize, fuzzing: usize) -> usize {
+    if cfg!(fuzzing) { fuzzing } else { real }
+}
+
 /// Bytes of an unpacked kernel. Debian's are 52 to 64 MiB; a small file can claim to unpack to any size.
 pub const IMAGE_BYTES: usize = 512 << 20;
 
@@ -25,19 +30,19 @@ pub const TEXT_BYTES: usize = 4096;
 pub const CPUS: u32 = 8192;
 
 /// Modules of one kernel. Debian builds 4,000.
-pub const MODULES: usize = 8192;
+pub const MODULES: usize = bound(8192, 8);
 
 /// Bytes of one module's text: modules are within 2 GiB altogether, and the largest of Debian's has 5 MiB.
 pub const MODULE_BYTES: u64 = 256 << 20;
 
 /// Entries of the unwind tables of all modules together. The largest of Debian's has 200,000.
-pub const MODULE_ORCS: usize = 4 << 20;
+pub const MODULE_ORCS: usize = bound(4 << 20, 256);
 
 /// Symbols of all modules together. The largest of Debian's has 40,000.
-pub const MODULE_SYMBOLS: usize = 1 << 18;
+pub const MODULE_SYMBOLS: usize = bound(1 << 18, 256);
 
 /// Entries of the tables of sites of all modules together. Debian's 4,000 have 600,000.
-pub const MODULE_SITES: usize = 1 << 21;
+pub const MODULE_SITES: usize = bound(1 << 21, 256);
 
 /// Sections of all modules together: one has some 50.
 pub const MODULE_SECTIONS: usize = 1 << 17;
@@ -46,7 +51,7 @@ pub const MODULE_SECTIONS: usize = 1 << 17;
 pub const SECTION_NAME_BYTES: usize = 64;
 
 /// Tasks of one guest. With its stack a task takes 24 KiB, so that these would take 6 GiB.
-pub const TASKS: usize = 1 << 18;
+pub const TASKS: usize = bound(1 << 18, 32);
 
 /// Frames of one stack. A kernel stack has 16 KiB, and a frame at least 8 bytes.
 pub const FRAMES: usize = 2048;
@@ -55,35 +60,39 @@ pub const FRAMES: usize = 2048;
 pub const UNEXPLAINED: usize = 1000;
 
 /// Probes of one guest. Tracing every function by probes would take some 50,000.
-pub const PROBES: usize = 1 << 16;
+pub const PROBES: usize = bound(1 << 16, 32);
 
 /// Pieces of code that BPF has made. A guest with much of it has some thousand.
-pub const BPF_TEXTS: usize = 1 << 14;
+pub const BPF_TEXTS: usize = bound(1 << 14, 32);
 
 /// Bytes of one: a program of a million instructions, which is the most, has some 5 MiB.
 pub const BPF_TEXT_BYTES: u64 = 16 << 20;
 
 /// Packs that it is in, of 2 MiB each.
-pub const BPF_PACKS: usize = 256;
+pub const BPF_PACKS: usize = bound(256, 2);
 
 /// Returns of one task that tracers have taken over: the function graph tracer has room for some 50 to 500.
 pub const HOOKS: u64 = 4096;
 
 /// Trampolines of ftrace: one for each of its users, who are few.
-pub const TRAMPOLINES: usize = 4096;
+pub const TRAMPOLINES: usize = bound(4096, 8);
 
 /// Frames, records of tracers and followed instructions that one round of a census looks at, all stacks together: 100,000
 /// tasks with 40 frames each. It keeps a guest that makes up stacks from being looked at for ever.
-pub const CENSUS_STEPS: u64 = 1 << 22;
+pub const CENSUS_STEPS: u64 = if cfg!(fuzzing) { 1 << 12 } else { 1 << 22 };
 
 /// Frames that are kept from one census to the next, all stacks together: 32 MiB of them. 16,000 tasks have 250,000.
 pub const KEPT_FRAMES: usize = 1 << 20;
 
 /// Instructions of one function that are followed: the longest of Debian's have 20,000.
-pub const FOLLOWED_INSTRUCTIONS: usize = 1 << 16;
+pub const FOLLOWED_INSTRUCTIONS: usize = bound(1 << 16, 512);
 
 /// Bytes of one function that are followed: the longest of Debian's have 100,000.
 pub const FUNCTION_BYTES: u64 = 1 << 18;
 
 /// How many bytes of code that is read count as much as one frame or instruction that is looked at.
 pub const BYTES_PER_STEP: u64 = 64;
+
+/// Tasks whose counts are read again and again until nothing happens in between: those that have just run. Thousands do not
+/// within one round.
+pub const LIKELY: usize = 1 << 12;

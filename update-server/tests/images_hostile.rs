@@ -1,12 +1,13 @@
 //! A guest that lies in everything it says. `LUCOS_IMAGES` names the folder with the kernel that it claims to run.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use update_server::addr::Gpa;
-use update_server::census;
+use update_server::census::{self, Survey};
 use update_server::guest::{Memory, NoRam, Paused, Registers, Vcpu};
 use update_server::image::Image;
 use update_server::kernel::generation::Generation;
@@ -36,6 +37,9 @@ enum Lie {
 struct Liar {
     bytes: Vec<u8>,
     vcpus: Vec<Vcpu>,
+    /// After how many readings another vCPU has rewritten everything; 0 is never.
+    pace: Cell<u64>,
+    readings: Cell<u64>,
 }
 
 /// Two page tables, of which every entry is alike, lead from any address to a gigabyte from here on.
@@ -71,7 +75,7 @@ impl Liar {
             gdt_base: 0xffff_8880_0000_1000,
             ..Vcpu::default()
         };
-        Self { bytes, vcpus: (0..4).map(vcpu).collect() }
+        Self { bytes, vcpus: (0..4).map(vcpu).collect(), pace: Cell::new(0), readings: Cell::new(0) }
     }
 }
 
@@ -82,7 +86,10 @@ impl Memory for Liar {
             into.copy_from_slice(&entry.to_le_bytes()[..into.len()]);
             return Ok(());
         }
-        let mut from = usize::try_from(at.0).unwrap() % self.bytes.len();
+        self.readings.set(self.readings.get() + 1);
+        // What was at one place is at another then.
+        let moved = self.readings.get().checked_div(self.pace.get()).unwrap_or(0) * 8;
+        let mut from = usize::try_from(at.0.wrapping_add(moved)).unwrap() % self.bytes.len();
         let mut rest = into;
         while !rest.is_empty() {
             let here = rest.len().min(self.bytes.len() - from);
@@ -123,6 +130,20 @@ fn whatever_the_guest_says_every_look_ends() {
                 let kernel = Running::at(&model, &liar, Place { distance, tables });
                 let stacks =
                     census::take(&kernel, &liar).map(|census| (census.stacks.len(), census.doubts.len()));
+                // The same while another vCPU of it rewrites lists, tables and stacks under our eyes.
+                if distance == 0 {
+                    let mut survey = Survey::default();
+                    liar.pace.set(7);
+                    let prepared = survey.prepare(&kernel).is_ok();
+                    liar.pace.set(0);
+                    let settled = survey.settle(&kernel, &liar).is_ok();
+                    let census = survey.census();
+                    let (stacks, doubts) = (census.stacks.len(), census.doubts.len());
+                    println!(
+                        "rewritten: {prepared} {settled}, {stacks} stacks, {doubts} doubts, {:?}",
+                        begin.elapsed()
+                    );
+                }
                 // Its vCPUs have no table of interrupts, so that whatever canary it makes up, it has no generation.
                 assert!(Generation::of(&kernel, liar.vcpus()).is_err(), "{name}, {lie:?}");
                 let text = text_check::check(&kernel).map(|report| report.cut);

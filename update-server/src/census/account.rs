@@ -68,8 +68,7 @@ impl Account {
         for _ in 0..TRIES {
             let Some(totals) = Totals::read(kernel, cpus)? else { continue };
             let count = |&task: &Gva| Mark::read(kernel, task).map(|mark| (task, mark.switches));
-            let likely = likely.iter().filter(|task| task.0 != 0);
-            let counts = likely.map(count).collect::<Result<_, _>>()?;
+            let counts = likely.iter().map(count).collect::<Result<_, _>>()?;
             if Totals::read(kernel, cpus)? == Some(totals) {
                 return Ok(Some(Self { totals, counts }));
             }

@@ -21,7 +21,7 @@ use crate::guest::{Memory, Paused};
 use crate::kernel::locate::Place;
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
-use crate::limits::KEPT_FRAMES;
+use crate::limits::{KEPT_FRAMES, LIKELY};
 
 /// More rounds than this do not help: each is shorter than the one before, or the guest makes tasks faster than they are
 /// counted.
@@ -148,7 +148,7 @@ impl Survey {
         self.effort = Effort::default();
     }
 
-    /// One round; says whether it has found no more than was expected.
+    /// One round; says whether another one would be of no use.
     fn look(&mut self, kernel: &Running<'_, impl Memory>) -> Result<bool, ReadError> {
         self.round += 1;
         self.effort.rounds += 1;
@@ -160,7 +160,10 @@ impl Survey {
         let mut likely = tasks::with_processors(kernel, &cpus, &mut doubts);
         let recent = |entry: &Entry| !entry.holds || entry.ran > 0 && entry.ran + 2 >= self.round;
         likely.extend(self.entries.iter().filter(|(_, entry)| recent(entry)).map(|(&task, _)| task));
-        let account = Account::open(kernel, &cpus, &likely)?;
+        likely.retain(|task| task.0 != 0);
+        likely.sort_unstable();
+        likely.dedup();
+        let account = if likely.len() <= LIKELY { Account::open(kernel, &cpus, &likely)? } else { None };
         // Not those that only a processor has: they are about to end, and would be none of it by the time of the pause.
         let found = tasks::lasting(kernel, &cpus, &mut doubts);
         let code = Code::new(kernel, &loaded);
@@ -183,8 +186,10 @@ impl Survey {
         let there: HashSet<Gva> = found.iter().copied().collect();
         self.entries.retain(|task, _| there.contains(task));
         self.order = found;
-        self.account = account.filter(|_| doubts.is_empty());
-        Ok(surprises == 0 && self.account.is_some())
+        // What cannot be followed now would not be the next time.
+        let followed = doubts.is_empty();
+        self.account = account.filter(|_| followed);
+        Ok(!followed || surprises == 0 && self.account.is_some())
     }
 
     /// Those that may have run since the last round, each once; all, if it cannot be told.
