@@ -132,6 +132,19 @@ mod tests {
     }
 
     #[test]
+    fn zstd_unpacks() {
+        use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+        let kernel = kernel();
+        let mut payload = compress_to_vec(&kernel[..], CompressionLevel::Fastest);
+        assert!(payload.len() < kernel.len() / 2, "it is not packed");
+        // The kernel's build puts the unpacked length behind it (scripts/Makefile.lib, `size_append`).
+        payload.extend_from_slice(&u32::try_from(kernel.len()).unwrap().to_le_bytes());
+        assert_eq!(unpack(&bzimage(&payload)).unwrap(), kernel);
+        payload.truncate(payload.len() / 2);
+        assert!(matches!(unpack(&bzimage(&payload)).unwrap_err(), ImageError::Unpack { .. }));
+    }
+
+    #[test]
     fn lz4_unpacks_block_by_block() {
         let mut payload = b"\x02\x21\x4c\x18".to_vec();
         for block in kernel().chunks(8 << 20) {

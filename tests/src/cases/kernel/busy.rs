@@ -19,8 +19,8 @@ const LOADS: [&str; 6] = [
 /// How often all stacks are looked at.
 const LOOKS: usize = 40;
 
-pub(super) fn busy(kernel: &str) -> Result<()> {
-    let mut vm = Vm::builder(kernel)?.initrd("tiny.cpio")?.cpus(4).start()?;
+pub(super) fn busy(kernel: &str, cmdline: &str) -> Result<()> {
+    let mut vm = Vm::builder(kernel)?.initrd("tiny.cpio")?.cpus(4).cmdline(cmdline).start()?;
     vm.shell(BOOT)?;
     // The image is read while there is time.
     vm.lucos("symbols schedule")?;

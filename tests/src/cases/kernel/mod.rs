@@ -21,9 +21,12 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("kernel::traced_6_1_cloud", Tier::Gate, || sleepers("vmlinuz-6.1-cloud", &TRACERS)),
     Test::new("kernel::traced_6_12_cloud", Tier::Full, || sleepers("vmlinuz-6.12-cloud", &TRACERS)),
     Test::new("kernel::traced_6_1_rt", Tier::Full, || sleepers("vmlinuz-6.1-rt", &TRACERS)),
-    Test::new("kernel::busy_6_1_cloud", Tier::Gate, || busy("vmlinuz-6.1-cloud")),
-    Test::new("kernel::busy_6_12_cloud", Tier::Full, || busy("vmlinuz-6.12-cloud")),
-    Test::new("kernel::busy_6_1_rt", Tier::Full, || busy("vmlinuz-6.1-rt")),
+    Test::new("kernel::busy_6_1_cloud", Tier::Gate, || busy("vmlinuz-6.1-cloud", "")),
+    Test::new("kernel::busy_with_isolated_page_tables_6_1_cloud", Tier::Full, || {
+        busy("vmlinuz-6.1-cloud", "pti=on")
+    }),
+    Test::new("kernel::busy_6_12_cloud", Tier::Full, || busy("vmlinuz-6.12-cloud", "")),
+    Test::new("kernel::busy_6_1_rt", Tier::Full, || busy("vmlinuz-6.1-rt", "")),
     Test::new("kernel::made_code_6_1_cloud", Tier::Gate, || made_code("6.1-cloud")),
     Test::new("kernel::made_code_6_12_cloud", Tier::Full, || made_code("6.12-cloud")),
     Test::new("kernel::sleepers_on_intel_6_1_cloud", Tier::Intel, || on_a_slow_host("vmlinuz-6.1-cloud")),
