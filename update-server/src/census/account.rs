@@ -18,6 +18,10 @@ use crate::kernel::space::ReadError;
 /// times a second, and one reading takes some microseconds.
 const TRIES: usize = 32;
 
+/// What `tasklist_lock` begins with when nobody has it (`include/asm-generic/qrwlock_types.h`; `READER_BIAS` with
+/// `CONFIG_PREEMPT_RT`, `include/linux/rwbase_rt.h`). Neither is there while somebody writes, in either kind of kernel.
+const UNLOCKED: [u32; 2] = [0, 1 << 31];
+
 /// The kernel's own sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Totals {
@@ -30,10 +34,15 @@ struct Totals {
 }
 
 impl Totals {
-    /// Reads them; `None` if a processor may be counting at this moment: it holds its run queue's lock then.
+    /// Reads them; `None` if a processor may be counting at this moment: it holds a lock then.
     fn read(kernel: &Running<'_, impl Memory>, cpus: &[CpuStacks]) -> Result<Option<Self>, ReadError> {
         let (space, model) = (kernel.space(), kernel.model());
         let layout = &model.layout.run_queue;
+        // A task that is made is on the list before it is counted, and one that ends is not counted any more before it has left
+        // the list (`copy_process`, `__unhash_process`).
+        if !UNLOCKED.contains(&space.u32(kernel.now(model.symbols.tasks_lock))?) {
+            return Ok(None);
+        }
         let mut switches = 0_u64;
         for cpu in cpus {
             let at = |offset| cpu.run_queue.wrapping_add(offset);

@@ -55,6 +55,8 @@ pub(crate) struct Places {
     /// How many tasks were ever made, and how many there are.
     pub(crate) total_forks: Gva,
     pub(crate) threads: Gva,
+    /// Who has it may change the lists that tasks are on.
+    pub(crate) tasks_lock: Gva,
     pub(crate) modules: Gva,
     pub(crate) per_cpu_offset: Gva,
     pub(crate) cpu_ids: Gva,
@@ -104,6 +106,7 @@ impl Model {
             init_task: one("init_task")?,
             total_forks: one("total_forks")?,
             threads: one("nr_threads")?,
+            tasks_lock: one("tasklist_lock")?,
             modules: one("modules")?,
             per_cpu_offset: one("__per_cpu_offset")?,
             cpu_ids: one("nr_cpu_ids")?,
