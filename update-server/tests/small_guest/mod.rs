@@ -1,0 +1,125 @@
+//! A small guest with a stock kernel in its memory: two processors that are idle, tasks that sleep, a module, and the page
+//! tables of all that. Another vCPU, which the test plays, may write to it while it is looked at.
+#![allow(dead_code, reason = "each test takes its own part")]
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod chain;
+mod layout;
+mod plan;
+mod scheduler;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use update_server::addr::{Gpa, Gva};
+use update_server::guest::{Memory, NoRam, Paused, Vcpu};
+
+pub(crate) use plan::Plan;
+pub(crate) use scheduler::Scheduler;
+
+/// What another vCPU does in between two readings: a word, and where it is written to.
+pub(crate) type Write = (Gpa, u64);
+
+/// Another vCPU.
+type OtherVcpu<'p> = Box<dyn FnMut() -> Option<Write> + 'p>;
+
+/// The guest of a plan, with what has been written to it since.
+pub(crate) struct Guest<'p> {
+    plan: &'p Plan,
+    /// By physical address, each a multiple of 8.
+    written: RefCell<BTreeMap<u64, u64>>,
+    /// Asked before each reading, until the guest stands still.
+    other_vcpu: RefCell<Option<OtherVcpu<'p>>>,
+    reads: Cell<u64>,
+    vcpus: Vec<Vcpu>,
+}
+
+impl<'p> Guest<'p> {
+    pub(crate) fn new(plan: &'p Plan) -> Self {
+        Self {
+            plan,
+            written: RefCell::default(),
+            other_vcpu: RefCell::new(None),
+            reads: Cell::new(0),
+            vcpus: plan.vcpus.clone(),
+        }
+    }
+
+    /// Lets another vCPU run: before each reading, `step` says what it writes.
+    pub(crate) fn run(&self, step: impl FnMut() -> Option<Write> + 'p) {
+        *self.other_vcpu.borrow_mut() = Some(Box::new(step));
+    }
+
+    /// Makes it stand still.
+    pub(crate) fn stop(&self) {
+        *self.other_vcpu.borrow_mut() = None;
+    }
+
+    /// Puts others in the place of its vCPUs.
+    pub(crate) fn set_vcpus(&mut self, vcpus: Vec<Vcpu>) {
+        self.vcpus = vcpus;
+    }
+
+    /// How often it was read.
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads.get()
+    }
+
+    pub(crate) fn write(&self, (at, word): Write) {
+        self.written.borrow_mut().insert(at.0 & !7, word);
+    }
+
+    /// Takes back all that was written.
+    pub(crate) fn restore(&self) {
+        self.written.borrow_mut().clear();
+    }
+}
+
+impl Memory for Guest<'_> {
+    fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), NoRam> {
+        self.reads.set(self.reads.get() + 1);
+        // Taken out meanwhile, so that it may look at the guest itself.
+        let other = self.other_vcpu.borrow_mut().take();
+        if let Some(mut step) = other {
+            if let Some(write) = step() {
+                self.write(write);
+            }
+            *self.other_vcpu.borrow_mut() = Some(step);
+        }
+        let outside = NoRam { at, len: into.len() };
+        let from = usize::try_from(at.0).map_err(|_| outside)?;
+        let ram = from.checked_add(into.len()).and_then(|end| self.plan.ram.get(from..end)).ok_or(outside)?;
+        into.copy_from_slice(ram);
+        let end = at.0 + into.len() as u64;
+        for (&place, word) in self.written.borrow().range(at.0.saturating_sub(7)..end) {
+            for (byte, index) in word.to_le_bytes().into_iter().zip(place..) {
+                if (at.0..end).contains(&index) {
+                    into[usize::try_from(index - at.0).unwrap()] = byte;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Paused for Guest<'_> {
+    fn vcpus(&self) -> &[Vcpu] {
+        &self.vcpus
+    }
+}
+
+/// xorshift64: Marsaglia, Xorshift RNGs, Journal of Statistical Software 8 (2003). `state` is not 0.
+pub(crate) fn random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+/// The kernel's map of all memory, from physical address 0 on.
+pub(crate) const DIRECT: u64 = 0xffff_8880_0000_0000;
+
+/// Where something in the kernel's map of all memory is.
+pub(crate) fn direct(at: u64) -> Gva {
+    Gva(DIRECT + at)
+}
