@@ -159,7 +159,7 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
             CodeKind::Module(module) => (&module.symbols, within, format!(" [{}]", module.name)),
             CodeKind::Trampoline(_) => return format!("{at} [ftrace trampoline]"),
             CodeKind::Bpf(piece) => {
-                let name = piece.name.as_deref().unwrap_or("bpf_classic_filter");
+                let name = &piece.name;
                 let (offset, len) = (at.0 - piece.text.start.0, piece.text.end.0 - piece.text.start.0);
                 return format!("{name}+{offset:#x}/{len:#x}");
             }

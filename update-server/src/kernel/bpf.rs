@@ -7,7 +7,7 @@ use super::list;
 use super::running::Running;
 use super::space::ReadError;
 use crate::addr::Gva;
-use crate::bytes::u64_at;
+use crate::bytes::{index_at, u64_at};
 use crate::guest::Memory;
 use crate::image::{Btf, TypeError};
 use crate::limits::{BPF_PACKS, BPF_TEXT_BYTES, BPF_TEXTS};
@@ -16,9 +16,16 @@ use crate::limits::{BPF_PACKS, BPF_TEXT_BYTES, BPF_TEXTS};
 /// NUMA node; guests of ours have one.
 const CHUNK_BITS: u32 = 6;
 const CHUNKS: usize = (2 << 20) >> CHUNK_BITS;
-/// What a program is preceded by: its size, then up to a chunk of INT3 (`struct bpf_binary_header`, `jit_fill_hole`).
-const HEADER: u64 = 8;
+const CHUNK: usize = 1 << CHUNK_BITS;
+/// What a program is preceded by: its size, then INT3 as far as the end of the first chunk (`struct bpf_binary_header`,
+/// `jit_fill_hole`). What calls programs has neither.
+const HEADER: usize = 8;
 const FILL: u8 = 0xcc;
+/// How every program begins: where its code may be entered from anywhere with a mark for that, then with room for a call
+/// (`emit_prologue`). What is a classic filter goes on with a frame at once.
+const ENTRY_MARK: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+const ROOM: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+const PUSH_RBP: u8 = 0x55;
 
 /// Where BPF keeps what it has made, in a kernel that has BPF.
 #[derive(Debug, Clone, Copy)]
@@ -70,8 +77,10 @@ impl BpfLayout {
 pub struct BpfText {
     /// From its first instruction to where other code may begin.
     pub text: Range<Gva>,
-    /// Its name: `bpf_prog_…`, `bpf_trampoline_…`. Classic filters, of sockets and seccomp, have none.
-    pub name: Option<String>,
+    /// Its name: `bpf_prog_…`, `bpf_trampoline_…`. Those that the kernel has no name for are `bpf_classic_filter`, which is a
+    /// filter of a socket or of system calls, and `bpf_prog`, which somebody without privileges has loaded, or which is about to
+    /// be freed.
+    pub name: String,
 }
 
 /// Every piece that can be found, by its first address.
@@ -85,7 +94,7 @@ pub fn bpf_texts(kernel: &Running<'_, impl Memory>) -> Result<Vec<BpfText>, Read
         let end = space.pointer(symbol.wrapping_add(layout.end))?;
         let len = end.offset_from(start).unwrap_or(0).min(BPF_TEXT_BYTES);
         let name = space.text(symbol.wrapping_add(layout.name), layout.name_bytes)?;
-        found.push(BpfText { text: start..start.wrapping_add(len), name: Some(name) });
+        found.push(BpfText { text: start..start.wrapping_add(len), name });
         Ok(found.len() < BPF_TEXTS)
     })?;
     found.sort_by_key(|piece| piece.text.start);
@@ -114,38 +123,161 @@ fn in_packs(
         let start = space.pointer(pack.wrapping_add(layout.pointer))?;
         let mut bitmap = [0; CHUNKS / 8];
         space.read(pack.wrapping_add(layout.bitmap), &mut bitmap)?;
-        let mut chunk = 0;
-        while chunk < CHUNKS && named.len() + found.len() < BPF_TEXTS {
-            if bitmap[chunk / 8] >> (chunk % 8) & 1 == 0 {
-                // Most of a pack is empty.
-                let word = u64_at(&bitmap, chunk / 64 * 8).unwrap_or(0);
-                chunk += if word == 0 && chunk % 64 == 0 { 64 } else { 1 };
-                continue;
+        let room = BPF_TEXTS.saturating_sub(named.len() + found.len());
+        found.extend(in_pack(start, &bitmap, named, room, |chunk| space.array(chunk))?);
+    }
+    Ok(found)
+}
+
+/// At most `room` programs that are not among `named` in the pack at `start`, whose chunks `read` reads.
+fn in_pack<E>(
+    start: Gva,
+    bitmap: &[u8; CHUNKS / 8],
+    named: &[BpfText],
+    room: usize,
+    read: impl Fn(Gva) -> Result<[u8; CHUNK], E>,
+) -> Result<Vec<BpfText>, E> {
+    let place = |chunk: usize| start.wrapping_add((chunk << CHUNK_BITS) as u64);
+    let is_used = |chunk: usize| bitmap[chunk / 8] >> (chunk % 8) & 1 == 1;
+    let mut found = Vec::new();
+    let mut chunk = 0;
+    while chunk < CHUNKS && found.len() < room {
+        if !is_used(chunk) {
+            // Most of a pack is empty.
+            let word = u64_at(bitmap, chunk / 64 * 8).unwrap_or(0);
+            chunk += if word == 0 && chunk % 64 == 0 { 64 } else { 1 };
+            continue;
+        }
+        let behind = named.partition_point(|piece| piece.text.start < place(chunk));
+        let piece = named.get(behind).filter(|piece| piece.text.start < place(chunk + 1));
+        if let Some(piece) = piece {
+            let end = piece.text.end.offset_from(start).and_then(|bytes| usize::try_from(bytes).ok());
+            chunk = end.map_or(0, |end| end.div_ceil(CHUNK)).clamp(chunk + 1, CHUNKS);
+            continue;
+        }
+        let head = read(place(chunk))?;
+        let chunks = index_at(&head, 0).filter(|bytes| bytes % CHUNK == 0).map_or(0, |bytes| bytes / CHUNK);
+        // There is no size yet while it is being made, and none where other things are.
+        let is_whole = (1..=CHUNKS - chunk).contains(&chunks) && (chunk..chunk + chunks).all(is_used);
+        match program(&head).filter(|_| is_whole) {
+            Some((offset, name)) => {
+                let text = place(chunk).wrapping_add(offset as u64)..place(chunk + chunks);
+                found.push(BpfText { text, name: name.to_owned() });
+                chunk += chunks;
             }
-            let place = start.wrapping_add((chunk as u64) << CHUNK_BITS);
-            let of = |bytes: u64| usize::try_from(bytes >> CHUNK_BITS).unwrap_or(0).clamp(1, CHUNKS - chunk);
-            let next = named.partition_point(|piece| piece.text.start < place);
-            let next = named.get(next).map(|piece| &piece.text);
-            // Trampolines are in packs, too, since 6.9, and have no header.
-            if let Some(text) = next.filter(|text| text.start == place) {
-                chunk += of(text.end.0 - text.start.0 + (1 << CHUNK_BITS) - 1);
-                continue;
-            }
-            let bytes = u64::from(space.u32(place)?);
-            let chunks = of(bytes);
-            chunk += chunks;
-            let end = place.wrapping_add((chunks as u64) << CHUNK_BITS);
-            if next.is_some_and(|text| text.start < end) {
-                continue;
-            }
-            // A program begins within its first chunk (`bpf_jit_binary_pack_hdr`).
-            let head: [u8; 1 << CHUNK_BITS] = space.array(place)?;
-            let code = (HEADER..1 << CHUNK_BITS).zip(&head[8..]).find(|&(_, &byte)| byte != FILL);
-            // There is none yet while it is being made.
-            if let Some((offset, _)) = code.filter(|_| bytes != 0) {
-                found.push(BpfText { text: place.wrapping_add(offset)..end, name: None });
-            }
+            None => chunk += 1,
         }
     }
     Ok(found)
+}
+
+/// Where in its first chunk a program begins, and what it is called.
+fn program(head: &[u8; CHUNK]) -> Option<(usize, &'static str)> {
+    let offset = (HEADER..CHUNK).find(|&at| head[at] != FILL)?;
+    let code = &head[offset..];
+    let code = code.strip_prefix(&ENTRY_MARK).unwrap_or(code);
+    // It may be too close to the end of the chunk to see all of it.
+    let room = &ROOM[..ROOM.len().min(code.len())];
+    let behind = code.strip_prefix(room)?;
+    let is_classic = behind.first().is_none_or(|&byte| byte == PUSH_RBP);
+    Some((offset, if is_classic { "bpf_classic_filter" } else { "bpf_prog" }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    const PACK: Gva = Gva(0xffff_ffff_c020_0000);
+
+    /// A pack with these chunks in use, all INT3 but for `pieces`: chunk, and what it begins with.
+    fn programs(
+        used: Range<usize>,
+        pieces: &[(usize, Vec<u8>)],
+        named: &[BpfText],
+    ) -> Vec<(u64, u64, String)> {
+        let mut bitmap = [0_u8; CHUNKS / 8];
+        for chunk in used {
+            bitmap[chunk / 8] |= 1 << (chunk % 8);
+        }
+        let read = |at: Gva| {
+            let mut bytes = [FILL; CHUNK];
+            let chunk = usize::try_from(at.0 - PACK.0).unwrap() / CHUNK;
+            if let Some((_, head)) = pieces.iter().find(|(number, _)| *number == chunk) {
+                let len = head.len().min(CHUNK);
+                bytes[..len].copy_from_slice(&head[..len]);
+            }
+            Ok::<_, Infallible>(bytes)
+        };
+        let found = in_pack(PACK, &bitmap, named, 100, read).unwrap();
+        let within = |at: Gva| at.0 - PACK.0;
+        found
+            .into_iter()
+            .map(|piece| (within(piece.text.start), within(piece.text.end), piece.name))
+            .collect()
+    }
+
+    /// The first chunk of a program of `chunks`, which begins with `code` behind `fill` bytes.
+    fn head(chunks: usize, fill: usize, code: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(chunks * CHUNK).unwrap().to_le_bytes();
+        [&size[..], &[0; 4], &vec![FILL; fill], code].concat()
+    }
+
+    fn classic() -> Vec<u8> {
+        [&ROOM[..], &[PUSH_RBP, 0x48, 0x89, 0xe5]].concat()
+    }
+
+    fn named(start: usize, end: usize) -> BpfText {
+        BpfText {
+            text: PACK.wrapping_add(start as u64)..PACK.wrapping_add(end as u64),
+            name: "named".to_owned(),
+        }
+    }
+
+    #[test]
+    fn programs_without_a_name_are_found_between_others() {
+        let ebpf = [&ENTRY_MARK[..], &ROOM, &[0x66, 0x90, PUSH_RBP]].concat();
+        let pieces = [
+            (0, head(2, 16, &classic())),
+            (2, head(3, 0, &ebpf)),
+            // What calls programs has no size in front, and its instructions are a very large one.
+            (5, vec![0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x40]),
+            (8, head(1, 48, &classic())),
+            (9, head(4, 8, &classic())),
+        ];
+        let all = programs(
+            0..13,
+            &pieces,
+            &[named(2 * CHUNK + 8, 4 * CHUNK + 10), named(5 * CHUNK, 7 * CHUNK + 1)],
+        );
+        let chunk = |chunk: usize| (chunk * CHUNK) as u64;
+        let filter = "bpf_classic_filter".to_owned();
+        assert_eq!(
+            all,
+            [
+                (24, chunk(2), filter.clone()),
+                (chunk(8) + 56, chunk(9), filter.clone()),
+                (chunk(9) + 16, chunk(13), filter)
+            ]
+        );
+        let freed = programs(0..13, &pieces, &[named(5 * CHUNK, 7 * CHUNK + 1)]);
+        assert!(freed.contains(&(chunk(2) + 8, chunk(5), "bpf_prog".to_owned())), "{freed:?}");
+    }
+
+    #[test]
+    fn what_is_not_there_yet_hides_nothing_behind_it() {
+        // All INT3; a size that leads out of what is in use, or to no chunk; code that no program begins with.
+        let pieces = [
+            (70, head(60, 0, &classic())),
+            (71, vec![65, 0, 0, 0, 0, 0, 0, 0, 0x0f, 0x1f, 0x44, 0, 0]),
+            (72, head(1, 0, &[PUSH_RBP])),
+            (73, head(1, 0, &[])),
+            (74, head(1, 0, &classic())),
+        ];
+        let found = programs(66..80, &pieces, &[]);
+        assert_eq!(found, [(74 * 64 + 8, 75 * 64, "bpf_classic_filter".to_owned())]);
+        // A name that a guest has made up, with an end before its start.
+        assert_eq!(programs(66..80, &pieces, &[named(66 * CHUNK, 10)]), found);
+    }
 }
