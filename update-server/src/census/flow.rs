@@ -49,6 +49,9 @@ impl State {
         let (sp, sp_offset) = match self.bp {
             // The stack may have grown by more than is known here; the frame stays.
             FramePointer::Frame(frame) => (Base::Bp, narrow(-frame)?),
+            // It has skipped its own return address and returns to its caller's caller, as that caller would have at its
+            // entry. What was skipped is no longer on the stack.
+            FramePointer::Caller if self.sp == 0 => (Base::Sp, 8),
             _ => (Base::Sp, narrow(-self.sp)?),
         };
         let (bp, bp_offset) = match (self.bp, self.saved) {
@@ -275,6 +278,20 @@ mod tests {
         assert!(!agree(17, orc(Base::Bp, 16, Base::Undefined, 0)));
         let end = OrcEntry { kind: FrameKind::End, ..orc(Base::Bp, 16, Base::PreviousSp, -16) };
         assert!(!agree(17, end));
+    }
+
+    #[test]
+    fn a_skipped_return_address_is_looked_for_no_more() {
+        // `push rbp; mov rbp,rsp; sub rsp,0x10; leave; add rsp,8; ret`.
+        const SKIPS: [u8; 14] =
+            [0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x10, 0xc9, 0x48, 0x83, 0xc4, 0x08, 0xc3];
+        let orc_at = |at: u64| match states(&SKIPS, 0x1000, 0x1000 + at, &Cell::new(1000))[..] {
+            [state] => state.orc(),
+            _ => None,
+        };
+        assert_eq!(orc_at(8), Some(orc(Base::Bp, 16, Base::PreviousSp, -16)));
+        assert_eq!(orc_at(9), Some(orc(Base::Sp, 8, Base::Undefined, 0)));
+        assert_eq!(orc_at(13), Some(orc(Base::Sp, 8, Base::Undefined, 0)));
     }
 
     #[test]

@@ -12,31 +12,42 @@ use crate::kernel::bpf::BpfText;
 use crate::kernel::probes::{Detour, Probe};
 use crate::kernel::running::Running;
 
-/// The state in which the instruction at `at` is reached in the code from `start` to `end`, if there is one only.
-fn state(
+/// Each half of a dispatcher's page is used while the other is rewritten (`kernel/bpf/dispatcher.c`, `bpf_dispatcher_update`).
+const DISPATCHER: &str = "bpf_dispatcher_";
+const HALF_PAGE: u64 = 0x800;
+
+/// What `of` makes of the state in which the instruction at `at` is reached in the code from `start` to `end`, if there is one
+/// answer only.
+fn state<T: PartialEq + Copy>(
     kernel: &Running<'_, impl Memory>,
     start: Gva,
     end: Gva,
     at: Gva,
     budget: &Cell<u64>,
-) -> Result<flow::State, String> {
+    of: impl Fn(flow::State) -> T,
+) -> Result<T, String> {
     let code = flow::code(kernel.space(), start, end, budget).map_err(|error| error.to_string())?;
-    match flow::states(&code, start.0, at.0, budget)[..] {
-        [state] => Ok(state),
-        [] => Err("no way was found from its first instruction".to_owned()),
-        _ => Err("it is reached with different stacks".to_owned()),
+    let states = flow::states(&code, start.0, at.0, budget);
+    let mut answers = states.into_iter().map(of);
+    let first = answers.next().ok_or("no way was found from its first instruction")?;
+    // A program that may go on to others takes its registers from the stack for that, and does not always go.
+    if answers.any(|answer| answer != first) {
+        return Err("it is reached with different stacks".to_owned());
     }
+    Ok(first)
 }
 
 /// In a BPF program, or what calls one: they begin like any function, and keep a frame pointer
-/// (`arch/x86/net/bpf_jit_comp.c`, `emit_prologue`, `arch_prepare_bpf_trampoline`; 6.1 and 6.12).
+/// (`arch/x86/net/bpf_jit_comp.c`, `emit_prologue`, `arch_prepare_bpf_trampoline`; 6.1 and 6.12). Dispatchers only jump.
 pub(super) fn bpf(
     kernel: &Running<'_, impl Memory>,
     piece: &BpfText,
     at: Gva,
     budget: &Cell<u64>,
 ) -> Result<OrcEntry, String> {
-    let entry = state(kernel, piece.text.start, piece.text.end, at, budget)?.orc();
+    let half = piece.text.start.wrapping_add(HALF_PAGE);
+    let start = if piece.name.starts_with(DISPATCHER) && at >= half { half } else { piece.text.start };
+    let entry = state(kernel, start, piece.text.end, at, budget, flow::State::orc)?;
     entry.ok_or_else(|| "it keeps its frame in another register".to_owned())
 }
 
@@ -64,8 +75,8 @@ pub(super) fn detour<M: Memory>(
         return original(code, probe.at.wrapping_add(offset.min(detour.copied)), budget);
     }
     let entry = original(code, probe.at, budget)?;
-    let state = state(code.kernel(), detour.text.start, detour.copied_at, at, budget)?;
-    let depth = state.depth().ok_or("it does not keep the frame pointer")?;
+    let depth = state(code.kernel(), detour.text.start, detour.copied_at, at, budget, flow::State::depth)?;
+    let depth = depth.ok_or("it does not keep the frame pointer")?;
     match (entry.kind, entry.sp) {
         // A frame that is found from the frame pointer is where it was.
         (FrameKind::Call, Base::Bp) => Ok(entry),
