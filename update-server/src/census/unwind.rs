@@ -32,6 +32,9 @@ pub struct Frame {
     pub slot: Option<Gva>,
 }
 
+/// Bytes of a direct call.
+const CALL_BYTES: u64 = 5;
+
 /// How to walk on from a function's first instruction.
 const AT_ENTRY: OrcEntry = OrcEntry {
     sp: Base::Sp,
@@ -294,6 +297,12 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
 
     /// How to walk on from `at`. Where a vCPU stands in code that was patched, the table alone does not tell.
     fn orc(&self, state: &State, at: Gva) -> Result<OrcEntry, Doubt> {
+        // What is returned to from saving an interruption's registers has them on its stack: the table has only what is before
+        // the call (`error_entry` goes on to `sync_regs` rather than call it, 6.1 and 6.12).
+        let call = Gva(state.ip.0.wrapping_sub(CALL_BYTES));
+        if !state.signal && self.registers_are_saved(call, state.ip) {
+            return Ok(SAVED);
+        }
         let mut found = self.entry(state.ip, at)?;
         if !matches!(state.saved, Saved::Vcpu(_) | Saved::Stack(_)) || !state.signal {
             return Ok(found);
@@ -371,11 +380,10 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
     /// the stack of its task. The table knows only what is before and behind both, which are one alternative
     /// (`idtentry_body` in `arch/x86/entry/entry_64.S`).
     fn registers_are_saved(&self, start: Gva, at: Gva) -> bool {
-        const CALL: u64 = 5;
         let Ok([0xe8, distance @ ..]) = self.kernel.space().array::<5>(start) else { return false };
-        let target = start.wrapping_add(CALL).wrapping_offset(i64::from(i32::from_le_bytes(distance)));
+        let target = start.wrapping_add(CALL_BYTES).wrapping_offset(i64::from(i32::from_le_bytes(distance)));
         let saves = self.kernel.model().symbols.error_entry.map(|linked| self.kernel.now(linked));
-        saves == Some(target) && at == start.wrapping_add(CALL)
+        saves == Some(target) && at == start.wrapping_add(CALL_BYTES)
     }
 
     /// 64 bits of a stack.

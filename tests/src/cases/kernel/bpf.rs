@@ -21,15 +21,20 @@ const LOADS: [&str; 3] = [
     "while :; do dd if=/dev/zero of=/dev/null bs=1 count=5000; done",
     "while :; do dd if=/dev/zero of=/dev/null bs=1 count=5000; done",
 ];
-/// Probes in the middle of functions, which become jumps: on the second instruction behind what ftrace has, and on a return.
-const PROBES: &str = "mount -t tracefs tracefs /sys/kernel/tracing; cd /sys/kernel/tracing; \
-    echo 'p:lucos_a vfs_read+5' > kprobe_events && echo 'p:lucos_b ksys_write+5' >> kprobe_events && \
-    echo 'p:lucos_c __x64_sys_write+5' >> kprobe_events && echo 'r:lucos_d ksys_read' >> kprobe_events && \
-    echo 1 > events/kprobes/enable; cd /";
+/// Probes in the middle of functions, which become jumps: on the instruction behind what ftrace has; and on a return.
+fn probes(behind: u32) -> String {
+    format!(
+        "mount -t tracefs tracefs /sys/kernel/tracing; cd /sys/kernel/tracing; \
+         echo 'p:lucos_a vfs_read+{behind}' > kprobe_events && echo 'p:lucos_b ksys_write+{behind}' >> kprobe_events && \
+         echo 'p:lucos_c __x64_sys_write+{behind}' >> kprobe_events && echo 'r:lucos_d ksys_read' >> kprobe_events && \
+         echo 1 > events/kprobes/enable && cd /"
+    )
+}
 /// How often all stacks are looked at.
 const LOOKS: usize = 60;
 
-pub(super) fn made_code(kernel: &str) -> Result<()> {
+/// `behind` is where functions go on behind what ftrace has at their beginning.
+pub(super) fn made_code(kernel: &str, behind: u32) -> Result<()> {
     let folder = images::folder()?;
     let initramfs = Initramfs::planted(folder.path().join("initramfs"), kernel)?;
     let builder = Vm::builder(&format!("vmlinuz-{kernel}"))?.initrd_file(initramfs.path()).cpus(4);
@@ -37,7 +42,7 @@ pub(super) fn made_code(kernel: &str) -> Result<()> {
     vm.shell(BOOT)?;
     vm.run("dmesg -n 1")?;
     vm.lucos("symbols schedule")?;
-    vm.run_within(PROBES, LONG_COMMAND)?;
+    vm.run_within(&probes(behind), LONG_COMMAND)?;
     for tool in TOOLS {
         let wait = "for i in $(seq 100); do grep -q bpf: /tmp/said && break; sleep 0.5; done; cat /tmp/said";
         let said = vm.run_within(&format!("bpf {tool} > /tmp/said 2>&1 & {wait}"), LONG_COMMAND)?;
@@ -55,8 +60,8 @@ pub(super) fn made_code(kernel: &str) -> Result<()> {
     let made: BTreeSet<&str> =
         tally.names_in_full.iter().map(String::as_str).filter(|name| is_made(name)).collect();
     println!("made by the guest: {made:?}");
+    ensure!(made.iter().any(|name| is_program(name)), "a program was never met: {made:?}");
     for (what, sign) in [
-        ("a program", "bpf_prog_"),
         ("a trampoline", "bpf_trampoline_"),
         ("a classic filter", "bpf_classic_filter"),
         ("a probe", "[kprobe]"),
@@ -70,10 +75,14 @@ pub(super) fn made_code(kernel: &str) -> Result<()> {
 }
 
 fn is_made(name: &str) -> bool {
-    name.starts_with("bpf_prog_")
-        || name.starts_with("bpf_trampoline_")
-        || name.starts_with("bpf_classic_")
-        || name.ends_with("[kprobe]")
+    let others = ["bpf_trampoline_", "bpf_classic_filter"].iter().any(|start| name.starts_with(start));
+    is_program(name) || others || name.ends_with("[kprobe]")
+}
+
+/// Whether it is a program, by the tag that the kernel gives it: 16 digits. Functions of the kernel's begin alike.
+fn is_program(name: &str) -> bool {
+    let tag = name.strip_prefix("bpf_prog_").and_then(|rest| rest.get(..16));
+    tag.is_some_and(|tag| tag.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
 /// Who sleeps behind a trampoline must have all frames to both sides of it.
