@@ -38,7 +38,8 @@ const KERNEL: &str = "vmlinux-6.1-cloud";
 #[derive(Debug, Args)]
 #[command(after_help = "\
 New inputs are kept below target/fuzz/corpus, and what crashes below target/fuzz/crashes; a crash is reproduced by handing
-its file to the target: target/fuzz/x86_64-unknown-linux-gnu/release/TARGET FILE.")]
+its file to the target: target/fuzz/x86_64-unknown-linux-gnu/release/TARGET FILE. The targets guest and survey want
+LUCOS_IMAGES to name a folder with the unpacked kernel as vmlinux-6.1-cloud.")]
 pub struct Fuzz {
     /// Which targets; all when none is given.
     #[arg(value_name = "TARGET")]
@@ -130,7 +131,13 @@ pub fn run(chore: &Fuzz) -> Result<()> {
             crashed.push(target.as_str());
         }
     }
-    ensure!(crashed.is_empty(), "crashed: {}; the inputs are in {}", crashed.join(", "), folder().display());
+    let place = folder().join("crashes");
+    ensure!(
+        crashed.is_empty(),
+        "did not end well: {}; inputs are in {}",
+        crashed.join(", "),
+        place.display()
+    );
     Ok(())
 }
 
