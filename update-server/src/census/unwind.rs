@@ -297,12 +297,6 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
 
     /// How to walk on from `at`. Where a vCPU stands in code that was patched, the table alone does not tell.
     fn orc(&self, state: &State, at: Gva) -> Result<OrcEntry, Doubt> {
-        // What is returned to from saving an interruption's registers has them on its stack: the table has only what is before
-        // the call (`error_entry` goes on to `sync_regs` rather than call it, 6.1 and 6.12).
-        let call = Gva(state.ip.0.wrapping_sub(CALL_BYTES));
-        if !state.signal && self.registers_are_saved(call, state.ip) {
-            return Ok(SAVED);
-        }
         let mut found = self.entry(state.ip, at)?;
         if !matches!(state.saved, Saved::Vcpu(_) | Saved::Stack(_)) || !state.signal {
             return Ok(found);
