@@ -3,7 +3,7 @@
 //! Only what locates data is read: sizes and members of structures and unions, and values of enumerations. Every structure
 //! that a kernel has is found by its name, because offsets change with each version and configuration.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::ImageError;
@@ -155,7 +155,8 @@ impl Btf {
         let mut bit_offset = 0;
         let mut bits = 0;
         for name in path.split('.') {
-            let (member, field) = self.member(self.element(number), name, 0).ok_or_else(missing)?;
+            let found = self.member(self.element(number), name, 0, &mut HashSet::new());
+            let (member, field) = found.ok_or_else(missing)?;
             (number, bits) = (member, field.bits);
             bit_offset += field.bit_offset;
         }
@@ -196,9 +197,16 @@ impl Btf {
         Ok(*number as usize)
     }
 
-    /// A member by name, with its type's number; its offset counts from the start of the type `number`.
-    fn member(&self, number: usize, name: &str, depth: usize) -> Option<(usize, Field)> {
-        if depth > TYPE_DEPTH || !matches!(self.kind(number)?, STRUCT | UNION) {
+    /// A member by name, with its type's number; its offset counts from the start of the type `number`. In what was `seen` it is
+    /// not: structures without a name that hold each other twice would be searched for ever.
+    fn member(
+        &self,
+        number: usize,
+        name: &str,
+        depth: usize,
+        seen: &mut HashSet<usize>,
+    ) -> Option<(usize, Field)> {
+        if depth > TYPE_DEPTH || !matches!(self.kind(number)?, STRUCT | UNION) || !seen.insert(number) {
             return None;
         }
         let at = self.types[number].at as usize;
@@ -216,7 +224,7 @@ impl Btf {
             if !own.is_empty() {
                 return None;
             }
-            let (kind, mut field) = self.member(self.bare(kind), name, depth + 1)?;
+            let (kind, mut field) = self.member(self.bare(kind), name, depth + 1, seen)?;
             field.bit_offset += u64::from(bit_offset);
             Some((kind, field))
         })
