@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-use crate::bed;
+use crate::bed::{self, Image};
 use crate::cache::{Cache, workspace_root};
 use crate::cargo::cargo;
 use crate::command::run as output_of;
@@ -116,8 +116,8 @@ pub fn run(chore: &Fuzz) -> Result<()> {
     let cache = Cache::open()?;
     let kernel = kernels::find(&cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
     let images = tempfile::tempdir().context("cannot make a folder for a link to a kernel")?;
-    let unpacked = bed::vmlinux::unpacked(&cache, &kernel)?;
-    std::os::unix::fs::symlink(&unpacked, images.path().join(KERNEL)).context("cannot link a kernel")?;
+    let kernel = Image { name: KERNEL.to_owned(), path: bed::vmlinux::unpacked(&cache, &kernel)? };
+    kernel.link_in(images.path())?;
     let mut crashed = Vec::new();
     for target in all.iter().filter(|name| chore.targets.is_empty() || chore.targets.contains(name)) {
         let output = command(target, Duration::from_secs(chore.seconds), images.path())?

@@ -1,8 +1,5 @@
 //! The instruction that left a return address on a stack (Intel SDM vol. 2A, CALL).
 
-/// What a function that may be traced begins with (`arch/x86/include/asm/nops.h`, `BYTES_NOP5`).
-pub(super) const NOP: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
-
 /// Whether the last of these bytes are those of a near call: E8 with 32 bits, or FF /2 in any of its forms.
 pub(super) fn is_last(bytes: [u8; 7]) -> bool {
     let indirect = |len: usize| {

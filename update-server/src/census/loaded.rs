@@ -23,7 +23,7 @@ pub struct Loaded {
     /// Probes, and what they have made.
     pub probes: Vec<Probe>,
     /// What of it could not be read.
-    pub(super) doubts: Vec<Doubt>,
+    doubts: Vec<Doubt>,
 }
 
 impl Loaded {
@@ -39,6 +39,7 @@ impl Loaded {
             doubts: end.map(doubt).into_iter().collect(),
         })
     }
+
     /// What of it could not be read.
     pub fn doubts(&self) -> &[Doubt] {
         &self.doubts

@@ -69,7 +69,7 @@ impl Survey {
         }
         self.round += 1;
         let loaded = Loaded::read(kernel, &self.loaded)?;
-        self.doubts.clone_from(&loaded.doubts);
+        self.doubts = loaded.doubts().to_vec();
         let loaded = Arc::new(loaded);
         self.loaded = Arc::clone(&loaded);
         let cpus = CpuStacks::all(kernel)?;
@@ -123,11 +123,6 @@ impl Survey {
         Ok(())
     }
 
-    /// Where the kernel was that it is about.
-    pub fn place(&self) -> Option<Place> {
-        self.place
-    }
-
     /// What the last [`Survey::settle`] has found.
     pub fn census(&self) -> Census {
         let stacks = self.order.iter().filter_map(|task| self.entries.get(task));
@@ -160,9 +155,7 @@ impl Survey {
         let mut likely = tasks::with_processors(kernel, &cpus, &mut doubts);
         let recent = |entry: &Entry| !entry.holds || entry.ran > 0 && entry.ran + 2 >= self.round;
         likely.extend(self.entries.iter().filter(|(_, entry)| recent(entry)).map(|(&task, _)| task));
-        likely.retain(|task| task.0 != 0);
-        likely.sort_unstable();
-        likely.dedup();
+        let likely = unique(likely);
         let account = if likely.len() <= LIKELY { Account::open(kernel, &cpus, &likely)? } else { None };
         // Not those that only a processor has: they are about to end, and would be none of it by the time of the pause.
         let found = tasks::lasting(kernel, &cpus, &mut doubts);
@@ -208,14 +201,19 @@ impl Survey {
             suspects.retain(|task| self.entries.contains_key(task));
             suspects.extend(tasks::with_processors(kernel, cpus, &mut self.doubts));
             suspects.extend(on_cpu.tasks());
-            suspects.retain(|task| task.0 != 0);
-            suspects.sort_unstable();
-            suspects.dedup();
-            return Ok(suspects);
+            return Ok(unique(suspects));
         }
         self.order = tasks::all(kernel, cpus, &mut self.doubts);
         Ok(self.order.clone())
     }
+}
+
+/// Each of them once, and no null pointer.
+fn unique(mut tasks: Vec<Gva>) -> Vec<Gva> {
+    tasks.retain(|task| task.0 != 0);
+    tasks.sort_unstable();
+    tasks.dedup();
+    tasks
 }
 
 /// Whether what is known of a task is still so.

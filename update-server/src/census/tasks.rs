@@ -18,8 +18,7 @@ pub(super) fn all(
     cpus: &[CpuStacks],
     doubts: &mut Vec<Doubt>,
 ) -> Vec<Gva> {
-    let mut tasks = Tasks { kernel, seen: HashSet::new(), list: Vec::new() };
-    tasks.lasting(cpus, doubts);
+    let mut tasks = Tasks::lasting(kernel, cpus, doubts);
     for task in with_processors(kernel, cpus, doubts) {
         tasks.add(task);
     }
@@ -32,9 +31,7 @@ pub(super) fn lasting(
     cpus: &[CpuStacks],
     doubts: &mut Vec<Doubt>,
 ) -> Vec<Gva> {
-    let mut tasks = Tasks { kernel, seen: HashSet::new(), list: Vec::new() };
-    tasks.lasting(cpus, doubts);
-    tasks.list
+    Tasks::lasting(kernel, cpus, doubts).list
 }
 
 /// Those that have a processor, wait for one, or are one's idle task: some of them may have left the list.
@@ -58,14 +55,16 @@ struct Tasks<'a, 'g, M> {
     list: Vec<Gva>,
 }
 
-impl<M: Memory> Tasks<'_, '_, M> {
-    fn lasting(&mut self, cpus: &[CpuStacks], doubts: &mut Vec<Doubt>) {
-        if let Err(source) = self.on_the_list(doubts) {
+impl<'a, 'g, M: Memory> Tasks<'a, 'g, M> {
+    fn lasting(kernel: &'a Running<'g, M>, cpus: &[CpuStacks], doubts: &mut Vec<Doubt>) -> Self {
+        let mut tasks = Self { kernel, seen: HashSet::new(), list: Vec::new() };
+        if let Err(source) = tasks.on_the_list(doubts) {
             doubts.push(Doubt::Unreadable { what: "the list of tasks", source });
         }
         for cpu in cpus {
-            self.add(cpu.idle);
+            tasks.add(cpu.idle);
         }
+        tasks
     }
 
     /// Processes, by their first threads; then each one's threads.

@@ -15,7 +15,7 @@ use super::task::Task;
 use super::{Found, Stack};
 use crate::addr::Gva;
 use crate::guest::{Memory, Registers, Vcpu};
-use crate::image::{Base, FrameKind, OrcEntry, Register};
+use crate::image::{Base, FrameKind, NOP5, OrcEntry, Register};
 use crate::kernel::hooks::{self, HookTrampoline};
 use crate::kernel::modules::Module;
 use crate::kernel::running::Running;
@@ -223,8 +223,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
                 let real = hooks::real_return(self.kernel, bounds.task_struct, found, slot, &self.steps);
                 let ip = real.ok().flatten().ok_or(Doubt::Hooked { slot })?;
                 *state = State { ip, sp, saved: Saved::None, ..*state };
-                let from_bpf = matches!(self.code.kind(at), CodeKind::Bpf(_));
-                self.check_call(ip, slot, from_bpf)?;
+                self.check_call(ip, slot, at)?;
                 Frame { address: ip, behind_call: true, slot: Some(slot) }
             }
             kind => {
@@ -289,7 +288,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             None if trampoline.restores && depth > 0 => self.word(slot, bounds)?,
             None => return Err(Doubt::Hooked { slot }),
         };
-        self.check_call(ip, slot, false)?;
+        self.check_call(ip, slot, at)?;
         bounds.check(slot)?;
         *state = State { ip, sp, saved: Saved::None, signal: false, ..*state };
         Ok(Frame { address: ip, behind_call: true, slot: (depth > 0).then_some(slot) })
@@ -421,16 +420,16 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         if is_end { Ok(()) } else { Err(Doubt::WrongEnd { at: start }) }
     }
 
-    /// Whether `address`, found at `slot`, was left there by a call (Intel SDM vol. 2A, CALL). Where a function called a BPF
-    /// trampoline there may be a NOP again: whoever is in it stays there when it is detached.
-    fn check_call(&self, address: Gva, slot: Gva, from_bpf: bool) -> Result<(), Doubt> {
+    /// Whether `address`, found at `slot` by the code at `from`, was left there by a call (Intel SDM vol. 2A, CALL). Where a
+    /// function called a BPF trampoline there may be a NOP again: whoever is in it stays there when it is detached.
+    fn check_call(&self, address: Gva, slot: Gva, from: Gva) -> Result<(), Doubt> {
         let mut bytes = [0; 7];
         let before = Gva(address.0.wrapping_sub(7));
         let readable = self.kernel.space().read(before, &mut bytes).is_ok();
         // What called init code, and was init code, is no longer in memory.
         let (model, linked) = (self.kernel.model(), self.kernel.linked(before));
         let image = model.image().bytes(linked, bytes.len()).and_then(|bytes| bytes.try_into().ok());
-        let detached = from_bpf && bytes.ends_with(&call::NOP);
+        let detached = bytes.ends_with(&NOP5) && matches!(self.code.kind(from), CodeKind::Bpf(_));
         let called = readable && (call::is_last(bytes) || detached) || image.is_some_and(call::is_last);
         let (start, end) = model.symbols.secondary_start;
         let begun = address == self.kernel.now(model.symbols.fork_return)

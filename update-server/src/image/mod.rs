@@ -23,7 +23,7 @@ pub(crate) use sites::trampolines;
 pub use sites::{Site, SiteKind, Sites};
 pub(crate) use symbols::SymbolsBuilder;
 pub use symbols::{Symbol, Symbols};
-pub(crate) use tables::{AlternativeLayout, CODE, Table, entry_bytes};
+pub(crate) use tables::{AlternativeLayout, CODE, NOP5, Table, entry_bytes};
 
 use crate::addr::Gva;
 use elf::Elf;

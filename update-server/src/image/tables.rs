@@ -12,6 +12,9 @@ use crate::bytes::{i32_at, u64_at};
 pub(crate) const CODE: usize = 19;
 /// Bytes of a direct call or jump, which the kernel replaces as a whole.
 const CALL: u8 = 5;
+/// The NOP that has room for a call: functions that may be traced begin with it, and BPF programs do
+/// (`arch/x86/include/asm/nops.h`, `BYTES_NOP5`).
+pub(crate) const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 /// INT3, which stands on an instruction while the kernel rewrites the rest of it (`arch/x86/kernel/alternative.c`,
 /// `text_poke_bp_batch`).
 const INT3: u8 = 0xcc;

@@ -9,7 +9,7 @@ use super::space::ReadError;
 use crate::addr::Gva;
 use crate::bytes::{index_at, u64_at};
 use crate::guest::Memory;
-use crate::image::{Btf, TypeError};
+use crate::image::{Btf, NOP5, TypeError};
 use crate::limits::{BPF_PACKS, BPF_TEXT_BYTES, BPF_TEXTS};
 
 /// Programs share large pages, in whole chunks, with one bit for each (`BPF_PROG_CHUNK_SHIFT`). A pack has 2 MiB for each
@@ -24,7 +24,6 @@ const FILL: u8 = 0xcc;
 /// How every program begins: where its code may be entered from anywhere with a mark for that, then with room for a call
 /// (`emit_prologue`). What is a classic filter goes on with a frame at once.
 const ENTRY_MARK: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
-const ROOM: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 const PUSH_RBP: u8 = 0x55;
 
 /// Where BPF keeps what it has made, in a kernel that has BPF.
@@ -177,7 +176,7 @@ fn program(head: &[u8; CHUNK]) -> Option<(usize, &'static str)> {
     let code = &head[offset..];
     let code = code.strip_prefix(&ENTRY_MARK).unwrap_or(code);
     // It may be too close to the end of the chunk to see all of it.
-    let room = &ROOM[..ROOM.len().min(code.len())];
+    let room = &NOP5[..NOP5.len().min(code.len())];
     let behind = code.strip_prefix(room)?;
     let is_classic = behind.first().is_none_or(|&byte| byte == PUSH_RBP);
     Some((offset, if is_classic { "bpf_classic_filter" } else { "bpf_prog" }))
@@ -225,7 +224,7 @@ mod tests {
     }
 
     fn classic() -> Vec<u8> {
-        [&ROOM[..], &[PUSH_RBP, 0x48, 0x89, 0xe5]].concat()
+        [&NOP5[..], &[PUSH_RBP, 0x48, 0x89, 0xe5]].concat()
     }
 
     fn named(start: usize, end: usize) -> BpfText {
@@ -237,7 +236,7 @@ mod tests {
 
     #[test]
     fn programs_without_a_name_are_found_between_others() {
-        let ebpf = [&ENTRY_MARK[..], &ROOM, &[0x66, 0x90, PUSH_RBP]].concat();
+        let ebpf = [&ENTRY_MARK[..], &NOP5, &[0x66, 0x90, PUSH_RBP]].concat();
         let pieces = [
             (0, head(2, 16, &classic())),
             (2, head(3, 0, &ebpf)),

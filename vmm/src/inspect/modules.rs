@@ -42,7 +42,7 @@ impl Sited {
 /// Reads the sites of all modules, or of the one called `name`, in a guest that may run.
 pub fn sites(model: &Model, memory: &GuestBytes<'_>, place: Place, name: Option<&str>) -> Sited {
     let kernel = Running::at(model, memory, place);
-    let loaded = Loaded::read(&kernel, &Loaded::default()).unwrap_or_default();
+    let loaded = super::loaded(model, memory, place);
     let name = name.map(str::to_owned);
     let mut sited = Sited { loaded, chosen: Vec::new(), sites: Vec::new(), name };
     sited.chosen = sited.loaded.modules.iter().filter(|module| sited.asks_for(module)).cloned().collect();
@@ -81,7 +81,7 @@ fn info(module: &Module, sites: Option<&ModuleSites>, listed: bool) -> ModuleInf
         .to_owned(),
         text: range(module.text()),
         init_text: Some(module.init_text()).filter(|text| !text.is_empty()).map(range),
-        symbols: module.symbols.iter().count() as u64,
+        symbols: module.symbols.len() as u64,
         ..ModuleInfo::default()
     };
     match &module.orc {

@@ -28,8 +28,6 @@ pub(super) struct Tally {
     pub(super) names: BTreeMap<String, usize>,
     /// The frames as they are shown.
     pub(super) names_in_full: BTreeSet<String>,
-    /// Functions on the stacks, whoever called them.
-    pub(super) functions: BTreeSet<String>,
     incomplete: BTreeMap<String, usize>,
 }
 
@@ -70,7 +68,6 @@ impl Tally {
         }
         let names: Vec<_> = frames.iter().filter_map(|frame| frame["name"].as_str()).collect();
         self.names_in_full.extend(names.iter().map(|&name| name.to_owned()));
-        self.functions.extend(names.iter().filter_map(|name| name.split('+').next()).map(str::to_owned));
         self.in_module += usize::from(names.iter().any(|name| name.ends_with(']')));
         // Between taking over a return address and noting it, the tracer's own code knows where it is, and nobody else.
         let hooks = names.iter().any(|name| name.contains("rethook"))
@@ -86,6 +83,8 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let functions: BTreeSet<_> =
+            self.names_in_full.iter().filter_map(|name| name.split('+').next()).collect();
         write!(
             f,
             "{} stacks: {} on a CPU, {} in user space, {} interrupted, {} new, {} dead, {} in modules, {} just being traced; {} functions; {} looks \
@@ -98,7 +97,7 @@ impl fmt::Display for Tally {
             self.dead,
             self.in_module,
             self.hooking,
-            self.functions.len(),
+            functions.len(),
             self.proven,
             self.checked,
             self.walked,
