@@ -1,14 +1,15 @@
 //! A guest that lies in everything it says. `LUCOS_IMAGES` names the folder with the kernel that it claims to run.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-use std::cell::Cell;
+mod lying_guest;
+
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use update_server::addr::Gpa;
 use update_server::census::{self, Survey};
-use update_server::guest::{Memory, NoRam, Paused, Registers, Vcpu};
+use update_server::guest::Paused;
 use update_server::image::Image;
 use update_server::kernel::generation::Generation;
 use update_server::kernel::locate::Place;
@@ -18,6 +19,8 @@ use update_server::kernel::modules::modules;
 use update_server::kernel::paging::PageTables;
 use update_server::kernel::running::Running;
 use update_server::text_check;
+
+use lying_guest::LyingGuest;
 
 /// Longer than any of it takes here, by far; what has no bound of its own takes longer.
 const LIMIT: Duration = Duration::from_mins(2);
@@ -33,78 +36,22 @@ enum Lie {
     Noise,
 }
 
-/// A guest with the same few pages everywhere, so that nothing is ever out of reach.
-struct Liar {
-    bytes: Vec<u8>,
-    vcpus: Vec<Vcpu>,
-    /// After how many readings another vCPU has rewritten everything; 0 is never.
-    pace: Cell<u64>,
-    readings: Cell<u64>,
-}
-
-/// Two page tables, of which every entry is alike, lead from any address to a gigabyte from here on.
-const DATA: u64 = 1 << 40;
-
-impl Liar {
-    fn new(lie: Lie, seed: u64) -> Self {
-        let mut state = seed;
-        let mut random = move || {
-            // xorshift64: Marsaglia, Xorshift RNGs, Journal of Statistical Software 8 (2003).
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
-        let word = |index: u64, random: u64| match lie {
-            Lie::Pointers => 0xffff_8000_0000_0000 | random & 0x0000_7fff_ffff_fff8,
-            Lie::Circles => 0xffff_8880_0000_0000 | (index.saturating_sub(2) * 8),
-            Lie::Noise => random,
-        };
-        let bytes = (0..1 << 17).flat_map(|index| word(index, random()).to_le_bytes()).collect();
-        let at = |offset: u64| 0xffff_ffff_8100_0000 + offset;
-        let registers =
-            Registers { rsp: 0xffff_c900_0000_3f00, rbp: 0xffff_c900_0000_3f40, ..Registers::default() };
-        let vcpu = |id: u32| Vcpu {
-            id,
-            started: true,
-            rip: at(u64::from(id) * 0x3333),
-            registers,
-            cr0: 1 << 31,
-            lstar: at(0xc0_0080),
-            gs_base: 0xffff_8880_0000_0000,
-            gdt_base: 0xffff_8880_0000_1000,
-            ..Vcpu::default()
-        };
-        Self { bytes, vcpus: (0..4).map(vcpu).collect(), pace: Cell::new(0), readings: Cell::new(0) }
-    }
-}
-
-impl Memory for Liar {
-    fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), NoRam> {
-        if at.0 < DATA {
-            let entry: u64 = if at.0 < 0x1000 { 0x1001 } else { DATA | 0x81 };
-            into.copy_from_slice(&entry.to_le_bytes()[..into.len()]);
-            return Ok(());
-        }
-        self.readings.set(self.readings.get() + 1);
-        // What was at one place is at another then.
-        let moved = self.readings.get().checked_div(self.pace.get()).unwrap_or(0) * 8;
-        let mut from = usize::try_from(at.0.wrapping_add(moved)).unwrap() % self.bytes.len();
-        let mut rest = into;
-        while !rest.is_empty() {
-            let here = rest.len().min(self.bytes.len() - from);
-            let (now, later) = rest.split_at_mut(here);
-            now.copy_from_slice(&self.bytes[from..from + here]);
-            (rest, from) = (later, 0);
-        }
-        Ok(())
-    }
-}
-
-impl Paused for Liar {
-    fn vcpus(&self) -> &[Vcpu] {
-        &self.vcpus
-    }
+fn liar(lie: Lie, seed: u64) -> LyingGuest {
+    let mut state = seed;
+    let mut random = move || {
+        // xorshift64: Marsaglia, Xorshift RNGs, Journal of Statistical Software 8 (2003).
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let word = |index: u64, random: u64| match lie {
+        Lie::Pointers => 0xffff_8000_0000_0000 | random & 0x0000_7fff_ffff_fff8,
+        Lie::Circles => 0xffff_8880_0000_0000 | (index.saturating_sub(2) * 8),
+        Lie::Noise => random,
+    };
+    let bytes = (0..1 << 17).flat_map(|index| word(index, random()).to_le_bytes()).collect();
+    LyingGuest::new(bytes, (0..4).map(|id| id * 0x3333))
 }
 
 #[test]
@@ -120,7 +67,7 @@ fn whatever_the_guest_says_every_look_ends() {
         let model = Model::new(image).unwrap();
         let seeds = [(Lie::Pointers, 1), (Lie::Circles, 2), (Lie::Noise, 3), (Lie::Noise, 0x5eed)];
         for (lie, seed) in seeds {
-            let liar = Liar::new(lie, seed);
+            let liar = liar(lie, seed);
             let begin = Instant::now();
             // It is no kernel of anybody's.
             assert!(Running::find(&model, &liar, liar.vcpus()).is_err(), "{name}, {lie:?}");
