@@ -5,7 +5,7 @@ use super::stacks::{CpuStacks, StackKind};
 use crate::addr::Gva;
 
 /// The stacks that a walk may be on.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds<'c> {
     pub(super) cpu: Option<&'c CpuStacks>,
     /// The lower end of the task's stack, once it is known.

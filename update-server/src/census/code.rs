@@ -56,6 +56,8 @@ pub struct Code<'a, 'g, M> {
     text: Vec<Range<Gva>>,
     /// All other code, by its first address.
     others: Vec<(Range<Gva>, CodeKind<'a>)>,
+    /// By address.
+    probes: &'a [Probe],
 }
 
 impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
@@ -84,7 +86,7 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
         let made = copies.chain(bpf).chain(slots).chain(detours);
         let mut others: Vec<_> = texts.chain(made).filter(|(text, _)| !text.is_empty()).collect();
         others.sort_by_key(|(text, _)| text.start);
-        Self { kernel, text, others }
+        Self { kernel, text, others, probes: &loaded.probes }
     }
 
     /// Whose code is at `at`.
@@ -135,6 +137,11 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
         Some((self.kernel.now(site.start), usize::from(site.len)))
     }
 
+    /// The probe on the instruction at `at`.
+    pub(super) fn probe_on(&self, at: Gva) -> Option<&'a Probe> {
+        self.probes.binary_search_by_key(&at, |probe| probe.at).ok().map(|index| &self.probes[index])
+    }
+
     /// The kernel.
     pub(super) fn kernel(&self) -> &'a Running<'g, M> {
         self.kernel
@@ -163,9 +170,8 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
                 let (offset, len) = (at.0 - piece.text.start.0, piece.text.end.0 - piece.text.start.0);
                 return format!("{name}+{offset:#x}/{len:#x}");
             }
-            CodeKind::Slot(probe) | CodeKind::Detour(probe, _) => {
-                return format!("{} [kprobe]", self.place_of(probe));
-            }
+            CodeKind::Slot(probe) => return format!("{} [kprobe slot]", self.place_of(probe)),
+            CodeKind::Detour(probe, _) => return format!("{} [kprobe detour]", self.place_of(probe)),
             CodeKind::Unknown => return at.to_string(),
         };
         let Some((symbol, offset)) = symbols.containing(place) else { return format!("{at}{suffix}") };

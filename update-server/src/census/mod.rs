@@ -13,6 +13,7 @@ mod loaded;
 mod made;
 mod on_cpu;
 mod patched;
+mod probed;
 mod queues;
 mod stacks;
 mod survey;

@@ -10,6 +10,7 @@ use super::code::{Code, CodeKind};
 use super::doubt::{Doubt, Outcome};
 use super::flow;
 use super::patched;
+use super::probed::{self, Interrupted};
 use super::stacks::CpuStacks;
 use super::task::Task;
 use super::{Found, Stack};
@@ -71,6 +72,13 @@ struct State {
     signal: bool,
     /// Those of the last interruption, while they still hold: none behind a call.
     saved: Saved,
+}
+
+impl State {
+    /// Whether the same frame is found from it.
+    fn same(&self, other: &Self) -> bool {
+        (self.ip, self.sp, self.bp, self.signal) == (other.ip, other.sp, other.bp, other.signal)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -187,7 +195,51 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
 
     /// Goes to the caller, or returns `None` at the outermost frame.
     fn step(&self, state: &mut State, bounds: &mut Bounds<'_>) -> Result<Option<Frame>, Doubt> {
-        let at = if state.signal { state.ip } else { Gva(state.ip.0.wrapping_sub(1)) };
+        let before = Gva(state.ip.0.wrapping_sub(1));
+        if !state.signal {
+            return self.step_from(before, state, bounds);
+        }
+        // A vCPU stands where it stands; what has been interrupted may be in the hands of a probe.
+        let interrupted = if matches!(state.saved, Saved::Vcpu(_)) {
+            Interrupted::Before
+        } else {
+            probed::interrupted(self.code, state.ip)
+        };
+        match interrupted {
+            Interrupted::Before => self.step_from(state.ip, state, bounds),
+            Interrupted::Behind => self.step_from(before, state, bounds),
+            Interrupted::Either => self.step_from_either([before, state.ip], state, bounds),
+        }
+    }
+
+    /// Goes to the caller from one of two places. It is the right one that leads to a caller; the wrong one is a word off.
+    fn step_from_either(
+        &self,
+        places: [Gva; 2],
+        state: &mut State,
+        bounds: &mut Bounds<'_>,
+    ) -> Result<Option<Frame>, Doubt> {
+        let (mut first, mut second) = ((*state, *bounds), (*state, *bounds));
+        let frames = [
+            self.step_from(places[0], &mut first.0, &mut first.1),
+            self.step_from(places[1], &mut second.0, &mut second.1),
+        ];
+        let (frame, found) = match frames {
+            [Ok(one), Ok(other)] if one == other && first.0.same(&second.0) => (one, first),
+            [Ok(_), Ok(_)] => {
+                let why = "a probe has run the instruction before it, or not yet".to_owned();
+                return Err(Doubt::NoTable { at: state.ip, why });
+            }
+            [Ok(frame), Err(_)] => (frame, first),
+            [Err(_), Ok(frame)] => (frame, second),
+            [Err(doubt), Err(_)] => return Err(doubt),
+        };
+        (*state, *bounds) = found;
+        Ok(frame)
+    }
+
+    /// Goes to the caller by what is said of the instruction at `at`.
+    fn step_from(&self, at: Gva, state: &mut State, bounds: &mut Bounds<'_>) -> Result<Option<Frame>, Doubt> {
         if let Some(trampoline) = hooks::trampoline_at(self.kernel, at) {
             return self.leave_hook(state, bounds, &trampoline, at).map(Some);
         }
