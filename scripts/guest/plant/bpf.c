@@ -3,7 +3,10 @@
  * Keeps BPF code of one kind busy in the guest, until it is killed:
  *
  *	bpf run		an eBPF program that calls another, run over and over by a task (BPF_PROG_TEST_RUN)
+ *	bpf tail	one that goes on to another program (bpf_tail_call) rather than call it
+ *	bpf xdp		a very short one that is called by way of the kernel's dispatcher
  *	bpf seccomp	a classic filter on every system call of a task
+ *	bpf socket	one on every packet that a socket gets
  *	bpf fexit F	a program at the end of the kernel's function F: whoever is in F has a trampoline on the stack
  *	bpf fentry F	a program at its beginning
  *
@@ -20,6 +23,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -31,6 +35,9 @@
 #define MULTIPLY(d, i) INSN(BPF_ALU64 | BPF_MUL | BPF_K, d, 0, 0, i)
 #define JUMP_IF_LESS(d, i, o) INSN(BPF_JMP | BPF_JLT | BPF_K, d, 0, o, i)
 #define CALL_OWN(o) INSN(BPF_JMP | BPF_CALL, 0, BPF_PSEUDO_CALL, 0, o)
+#define CALL(i) INSN(BPF_JMP | BPF_CALL, 0, 0, 0, i)
+/* Two instructions long. */
+#define MAP(d, fd) INSN(BPF_LD | BPF_DW | BPF_IMM, d, BPF_PSEUDO_MAP_FD, 0, fd), INSN(0, 0, 0, 0, 0)
 #define EXIT INSN(BPF_JMP | BPF_EXIT, 0, 0, 0, 0)
 
 static void fail(const char *what)
@@ -83,11 +90,10 @@ static const struct bpf_insn LONG[] = {
 	EXIT,
 };
 
-static void run(void)
+/* Runs a program over and over. */
+static void repeat(int fd)
 {
 	static char packet[64];
-	union bpf_attr attr = { .prog_type = BPF_PROG_TYPE_SOCKET_FILTER };
-	int fd = load(&attr, LONG, COUNT(LONG));
 
 	puts("bpf: running");
 	fflush(stdout);
@@ -103,17 +109,98 @@ static void run(void)
 	}
 }
 
-static void seccomp(void)
+static void run(void)
 {
-	/* What is added keeps the kernel from remembering that the answer is always the same. */
-	static struct sock_filter filter[4000];
-	struct sock_fprog program = { .len = COUNT(filter), .filter = filter };
+	union bpf_attr attr = { .prog_type = BPF_PROG_TYPE_SOCKET_FILTER };
+
+	repeat(load(&attr, LONG, COUNT(LONG)));
+}
+
+static void tail(void)
+{
+	union bpf_attr create = { .map_type = BPF_MAP_TYPE_PROG_ARRAY, .key_size = 4, .value_size = 4, .max_entries = 2 };
+	union bpf_attr other = { .prog_type = BPF_PROG_TYPE_SOCKET_FILTER };
+	union bpf_attr first = { .prog_type = BPF_PROG_TYPE_SOCKET_FILTER };
+	union bpf_attr update = { 0 };
+	int map = bpf(BPF_MAP_CREATE, &create);
+	int value = load(&other, LONG, COUNT(LONG));
+	unsigned key = 1;
+	const struct bpf_insn insns[] = {
+		COPY(BPF_REG_6, BPF_REG_1),
+		SET(BPF_REG_7, 0),
+		ADD(BPF_REG_7, 1),
+		JUMP_IF_LESS(BPF_REG_7, 500, -2),
+		/* The first is not there; the second returns for both. */
+		COPY(BPF_REG_1, BPF_REG_6),
+		MAP(BPF_REG_2, map),
+		SET(BPF_REG_3, 0),
+		CALL(BPF_FUNC_tail_call),
+		SET(BPF_REG_7, 0),
+		ADD(BPF_REG_7, 1),
+		JUMP_IF_LESS(BPF_REG_7, 500, -2),
+		COPY(BPF_REG_1, BPF_REG_6),
+		MAP(BPF_REG_2, map),
+		SET(BPF_REG_3, 1),
+		CALL(BPF_FUNC_tail_call),
+		SET(BPF_REG_0, 0),
+		EXIT,
+	};
+	int fd = load(&first, insns, COUNT(insns));
+
+	if (map < 0)
+		fail("the array of programs");
+	update.map_fd = map;
+	update.key = (unsigned long)&key;
+	update.value = (unsigned long)&value;
+	if (bpf(BPF_MAP_UPDATE_ELEM, &update) < 0)
+		fail("the program cannot be put into the array");
+	repeat(fd);
+}
+
+static void xdp(void)
+{
+	static const struct bpf_insn insns[] = { SET(BPF_REG_0, 2 /* XDP_PASS */), EXIT };
+	union bpf_attr attr = { .prog_type = BPF_PROG_TYPE_XDP };
+
+	repeat(load(&attr, insns, COUNT(insns)));
+}
+
+/* A classic filter that takes its time: what is added is never the same, lest the kernel remember the answer. */
+static struct sock_fprog slow(unsigned count, unsigned answer)
+{
+	static struct sock_filter filter[BPF_MAXINSNS];
 	unsigned i;
 
 	filter[0] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0);
-	for (i = 1; i + 1 < COUNT(filter); i++)
+	for (i = 1; i + 1 < count; i++)
 		filter[i] = (struct sock_filter)BPF_STMT(BPF_ALU | BPF_ADD | BPF_K, i);
-	filter[i] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+	filter[i] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, answer);
+	return (struct sock_fprog){ .len = count, .filter = filter };
+}
+
+static void filtered(void)
+{
+	/* There is little memory for a socket (net.core.optmem_max), and hidden constants take three times as much. */
+	struct sock_fprog program = slow(300, 0);
+	static char packet[64];
+	int ends[2];
+
+	if (socketpair(AF_UNIX, SOCK_DGRAM, 0, ends))
+		fail("the sockets");
+	if (setsockopt(ends[0], SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)))
+		fail("the filter is refused");
+	puts("bpf: filtering");
+	fflush(stdout);
+	/* The filter drops them all, which the sender is not told. */
+	for (;;)
+		if (send(ends[1], packet, sizeof(packet), 0) < 0)
+			fail("a packet cannot be sent");
+}
+
+static void seccomp(void)
+{
+	struct sock_fprog program = slow(4000, SECCOMP_RET_ALLOW);
+
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		fail("no_new_privs");
 	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0))
@@ -216,12 +303,18 @@ int main(int argc, char **argv)
 	setrlimit(RLIMIT_MEMLOCK, &unlimited);
 	if (!strcmp(mode, "run"))
 		run();
+	if (!strcmp(mode, "tail"))
+		tail();
+	if (!strcmp(mode, "xdp"))
+		xdp();
 	if (!strcmp(mode, "seccomp"))
 		seccomp();
+	if (!strcmp(mode, "socket"))
+		filtered();
 	if (!strcmp(mode, "fexit") && argc > 2)
 		trace(BPF_TRACE_FEXIT, argv[2]);
 	if (!strcmp(mode, "fentry") && argc > 2)
 		trace(BPF_TRACE_FENTRY, argv[2]);
-	fputs("usage: bpf run | seccomp | fexit FUNCTION | fentry FUNCTION\n", stderr);
+	fputs("usage: bpf run | tail | xdp | seccomp | socket | fexit FUNCTION | fentry FUNCTION\n", stderr);
 	return 2;
 }
