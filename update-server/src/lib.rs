@@ -12,6 +12,7 @@
 //! | [`text_check`] | the kernel's text, held against the image |
 //! | [`addr`] | guest addresses, of which there are two kinds that must not be mixed |
 //! | [`limits`] | every bound on what an image or a guest can make us do, with its reason |
+//! | [`steps`] | how much more of it may be looked at |
 #![forbid(unsafe_code)]
 
 pub mod addr;
@@ -23,4 +24,5 @@ pub mod guest;
 pub mod image;
 pub mod kernel;
 pub mod limits;
+pub mod steps;
 pub mod text_check;

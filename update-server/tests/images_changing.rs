@@ -5,52 +5,13 @@ mod small_guest;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use small_guest::{Guest, Plan, Scheduler, random};
+use small_guest::{Guest, Plan, Scheduler, models, random};
 use update_server::addr::{Gpa, Gva};
 use update_server::census::{self, Census, Doubt, Found, Frame, Outcome, Stack, Survey};
 use update_server::guest::Paused;
-use update_server::image::Image;
-use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
-
-/// Every kernel that the guest may run; none, and said so, without a folder.
-fn models(test: &str) -> Vec<(&'static str, Model)> {
-    let Some(folder) = std::env::var_os("LUCOS_IMAGES") else {
-        println!("SKIPPED: {test}: LUCOS_IMAGES names no folder with kernels");
-        return Vec::new();
-    };
-    let read = |name| {
-        let file = fs::read(Path::new(&folder).join(name)).unwrap();
-        (name, Model::new(Image::read(&file).unwrap()).unwrap())
-    };
-    ["vmlinuz-6.1-cloud", "vmlinuz-6.12-cloud"].map(read).into()
-}
-
-#[test]
-fn of_a_guest_that_stands_still_all_is_known() {
-    for (name, model) in models("of_a_guest_that_stands_still_all_is_known") {
-        let plan = Plan::new(&model);
-        let guest = Guest::new(&plan);
-        let kernel = Running::find(&model, &guest, guest.vcpus()).unwrap();
-        let census = census::take(&kernel, &guest).unwrap();
-        assert!(census.doubts.is_empty(), "{name}: {:?}", census.doubts);
-        let found: Vec<_> = census.stacks.iter().map(|stack| stack.task.address).collect();
-        let mut expected = plan.tasks.clone();
-        expected.sort_unstable();
-        let mut sorted = found.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, expected, "{name}");
-        for stack in &census.stacks {
-            assert_eq!(stack.outcome, Outcome::Complete, "{name}: {stack:?}");
-            assert!(stack.frames.len() >= 6, "{name}: {stack:?}");
-        }
-        println!("{name}: {} readings", guest.reads());
-    }
-}
 
 /// What a census says of each task, by its address.
 type ByTask = BTreeMap<Gva, (u32, u64, Found, Vec<Frame>, Outcome)>;

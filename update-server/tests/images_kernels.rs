@@ -1,7 +1,6 @@
 //! Debian's kernels, read whole. `LUCOS_IMAGES` names the folder that has them; `cargo xtask test` sees to it.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
@@ -10,6 +9,7 @@ use update_server::addr::Gva;
 use update_server::census::flow;
 use update_server::image::{FrameKind, Image, SiteKind, Symbol};
 use update_server::kernel::model::Model;
+use update_server::steps::Steps;
 
 /// Every kernel image there is, by the name that tests know it by; empty, and said so, without a folder.
 fn kernels(test: &str) -> Vec<(String, PathBuf)> {
@@ -218,7 +218,7 @@ fn the_code_says_the_same_of_its_frames_as_the_unwind_table() {
                 if orc.kind != FrameKind::Call || replaced {
                     continue;
                 }
-                let states = flow::states(code, function.address.0, at.0, &Cell::new(1 << 20));
+                let states = flow::states(code, function.address.0, at.0, &Steps::new(1 << 20));
                 match states.iter().any(|state| state.agrees(orc)) {
                     true => same += 1,
                     false if states.is_empty() => silent += 1,

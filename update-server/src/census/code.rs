@@ -1,6 +1,5 @@
 //! Whose code is at an address, and by what table its frames are walked.
 
-use std::cell::Cell;
 use std::fmt::Write;
 use std::ops::Range;
 
@@ -12,6 +11,7 @@ use crate::kernel::modules::Module;
 use crate::kernel::probes::{Detour, Probe};
 use crate::kernel::running::Running;
 use crate::kernel::trampolines::Trampoline;
+use crate::steps::Steps;
 
 use super::loaded::Loaded;
 use super::made;
@@ -100,8 +100,8 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
         nearest.filter(|(text, _)| text.contains(&at)).map_or(CodeKind::Unknown, |(_, kind)| *kind)
     }
 
-    /// How to walk on from an instruction at `at`; `budget` is what may be looked at of code that has no table.
-    pub(super) fn orc(&self, at: Gva, budget: &Cell<u64>) -> Result<OrcEntry, String> {
+    /// How to walk on from an instruction at `at`; `steps` is what may be looked at of code that has no table.
+    pub(super) fn orc(&self, at: Gva, steps: &Steps) -> Result<OrcEntry, String> {
         let entry = match self.kind(at) {
             CodeKind::Kernel => self.kernel.model().image().orc().entry(self.kernel.linked(at)),
             CodeKind::Module(module) => match &module.orc {
@@ -112,9 +112,9 @@ impl<'a, 'g, M: Memory> Code<'a, 'g, M> {
                 let original = trampoline.copy_of.wrapping_add(at.0 - trampoline.text.start.0);
                 self.kernel.model().image().orc().entry(original)
             }
-            CodeKind::Bpf(piece) => return made::bpf(self.kernel, piece, at, budget),
-            CodeKind::Slot(probe) => return made::slot(self, probe, at, budget),
-            CodeKind::Detour(probe, detour) => return made::detour(self, probe, detour, at, budget),
+            CodeKind::Bpf(piece) => return made::bpf(self.kernel, piece, at, steps),
+            CodeKind::Slot(probe) => return made::slot(self, probe, at, steps),
+            CodeKind::Detour(probe, detour) => return made::detour(self, probe, detour, at, steps),
             CodeKind::Unknown => return Err("code of nobody that is known".to_owned()),
         };
         entry.ok_or_else(|| "no entry in the unwind table".to_owned())

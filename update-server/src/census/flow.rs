@@ -3,7 +3,6 @@
 //! From the function's first instruction on every path is followed, as objtool follows them when it makes the table
 //! (tools/objtool/check.c); here only the stack pointer and the frame pointer matter.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 
 use iced_x86::{
@@ -16,6 +15,7 @@ use crate::guest::Memory;
 use crate::image::{Base, FrameKind, OrcEntry};
 use crate::kernel::space::{AddressSpace, ReadError};
 use crate::limits::{BYTES_PER_STEP, FOLLOWED_INSTRUCTIONS, FUNCTION_BYTES};
+use crate::steps::Steps;
 
 /// More ways to be at one instruction than compilers make: one, or a second behind a call that does not return.
 const WAYS: usize = 4;
@@ -84,15 +84,15 @@ impl State {
     }
 }
 
-/// The code from `start` to `end`, or what can be followed of it; it takes its share from `budget`.
+/// The code from `start` to `end`, or what can be followed of it; it takes its share from `steps`.
 pub(super) fn code(
     space: &AddressSpace<'_, impl Memory>,
     start: Gva,
     end: Gva,
-    budget: &Cell<u64>,
+    steps: &Steps,
 ) -> Result<Vec<u8>, ReadError> {
     let len = end.offset_from(start).unwrap_or(0).min(FUNCTION_BYTES);
-    budget.set(budget.get().saturating_sub(len / BYTES_PER_STEP));
+    steps.take_up_to(len / BYTES_PER_STEP);
     let mut code = vec![0; usize::try_from(len).unwrap_or(0)];
     space.read(start, &mut code)?;
     Ok(code)
@@ -100,8 +100,8 @@ pub(super) fn code(
 
 /// The states in which the instruction that has the byte at `at` can be reached in the function `code`, which begins at
 /// `start`. There is none if no path to it is known: it is behind an exception or a switch that is off. Each instruction
-/// that is followed takes one from `budget`; with nothing left there is none either.
-pub fn states(code: &[u8], start: u64, at: u64, budget: &Cell<u64>) -> Vec<State> {
+/// that is followed takes one from `steps`; with nothing left there is none either.
+pub fn states(code: &[u8], start: u64, at: u64, steps: &Steps) -> Vec<State> {
     let mut seen: HashMap<u64, Vec<State>> = HashMap::new();
     let mut left = vec![(start, AT_ENTRY)];
     let mut found = Vec::new();
@@ -109,7 +109,7 @@ pub fn states(code: &[u8], start: u64, at: u64, budget: &Cell<u64>) -> Vec<State
     let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
     for _ in 0..FOLLOWED_INSTRUCTIONS {
         let Some((ip, state)) = left.pop() else { return found };
-        if budget.replace(budget.get().saturating_sub(1)) == 0 {
+        if !steps.take() {
             break;
         }
         let Some(offset) = ip.checked_sub(start).and_then(|offset| usize::try_from(offset).ok()) else {
@@ -252,7 +252,7 @@ mod tests {
     }
 
     fn agree(at: u64, orc: OrcEntry) -> bool {
-        let states = states(&FRAMED, 0x1000, 0x1000 + at, &Cell::new(1000));
+        let states = states(&FRAMED, 0x1000, 0x1000 + at, &Steps::new(1000));
         assert!(!states.is_empty());
         states.iter().any(|state| state.agrees(orc))
     }
@@ -285,7 +285,7 @@ mod tests {
         // `push rbp; mov rbp,rsp; sub rsp,0x10; leave; add rsp,8; ret`.
         const SKIPS: [u8; 14] =
             [0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x10, 0xc9, 0x48, 0x83, 0xc4, 0x08, 0xc3];
-        let orc_at = |at: u64| match states(&SKIPS, 0x1000, 0x1000 + at, &Cell::new(1000))[..] {
+        let orc_at = |at: u64| match states(&SKIPS, 0x1000, 0x1000 + at, &Steps::new(1000))[..] {
             [state] => state.orc(),
             _ => None,
         };
@@ -296,12 +296,12 @@ mod tests {
 
     #[test]
     fn nothing_is_said_where_no_path_leads() {
-        let states = |code, start, at| states(code, start, at, &Cell::new(1000));
+        let states = |code, start, at| states(code, start, at, &Steps::new(1000));
         assert_eq!(states(&FRAMED, 0x1000, 0x1019), []);
         assert_eq!(states(&[], 0x1000, 0x1000), []);
         assert_eq!(states(&FRAMED, u64::MAX - 8, 3), []);
         // A loop that pushes without an end.
         assert_eq!(states(&[0x55, 0xeb, 0xfd], 0x1000, 0x1003), []);
-        assert_eq!(super::states(&FRAMED, 0x1000, 0x1018, &Cell::new(3)), []);
+        assert_eq!(super::states(&FRAMED, 0x1000, 0x1018, &Steps::new(3)), []);
     }
 }

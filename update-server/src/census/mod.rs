@@ -15,7 +15,9 @@ mod on_cpu;
 mod patched;
 mod probed;
 mod queues;
+mod said;
 mod stacks;
+mod state;
 mod survey;
 mod task;
 mod tasks;
@@ -31,9 +33,9 @@ pub use code::{Code, CodeKind};
 pub use doubt::{Doubt, Outcome};
 pub use loaded::Loaded;
 pub use stacks::StackKind;
+pub use state::Frame;
 pub use survey::Survey;
 pub use task::{Activity, Task};
-pub use unwind::Frame;
 
 /// What a stack was found by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Tasks that wait for a processor, by its run queue: those that are about to end have left every other list.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use super::doubt::Doubt;
 use crate::addr::Gva;
@@ -42,7 +43,8 @@ impl<'a, 'g, M: Memory> Queues<'a, 'g, M> {
             self.list(head, task.real_time_node, found)?;
         }
         let root = self.kernel.space().pointer(queue.wrapping_add(run_queue.deadline))?;
-        self.tree(root, task.deadline_node, found)
+        let own = queue..queue.wrapping_add(layout.run_queue_bytes);
+        self.tree(root, task.deadline_node, &own, found)
     }
 
     /// Whether another place may be looked at.
@@ -69,8 +71,16 @@ impl<'a, 'g, M: Memory> Queues<'a, 'g, M> {
         Ok(())
     }
 
-    /// Tasks with deadlines are in a tree (`include/linux/rbtree_types.h`): each node has its parent, then its two children.
-    fn tree(&mut self, root: Gva, node: u64, found: &mut Vec<Gva>) -> Result<(), ReadError> {
+    /// Tasks with deadlines are in a tree (`include/linux/rbtree_types.h`): each node has its parent, then its two children. A
+    /// node in the run queue's `own` memory is no task's: it stands for all that have no deadline, lest they starve
+    /// (`kernel/sched/fair.c`, `fair_server_init`; since 6.8).
+    fn tree(
+        &mut self,
+        root: Gva,
+        node: u64,
+        own: &Range<Gva>,
+        found: &mut Vec<Gva>,
+    ) -> Result<(), ReadError> {
         let mut seen = HashSet::new();
         let mut left = vec![root];
         while let Some(at) = left.pop() {
@@ -80,7 +90,9 @@ impl<'a, 'g, M: Memory> Queues<'a, 'g, M> {
             if !seen.insert(at) || !self.go_on("the tree of tasks with deadlines") {
                 break;
             }
-            found.push(Gva(at.0.wrapping_sub(node)));
+            if !own.contains(&at) {
+                found.push(Gva(at.0.wrapping_sub(node)));
+            }
             let space = self.kernel.space();
             left.extend([space.pointer(at.wrapping_add(8))?, space.pointer(at.wrapping_add(16))?]);
         }

@@ -1,53 +1,24 @@
 //! From frame to frame, as the kernel's own unwinder goes (`arch/x86/kernel/unwind_orc.c`, 6.1 and 6.12), and more suspicious:
 //! what it takes for the end of knowledge, or for a good guess, is doubt here.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-
 use super::bounds::Bounds;
 use super::call;
 use super::code::{Code, CodeKind};
 use super::doubt::{Doubt, Outcome};
 use super::flow;
-use super::patched;
 use super::probed::{self, Interrupted};
+use super::said::Said;
 use super::stacks::CpuStacks;
+use super::state::{Frame, Saved, State};
 use super::task::Task;
 use super::{Found, Stack};
 use crate::addr::Gva;
-use crate::guest::{Memory, Registers, Vcpu};
-use crate::image::{Base, FrameKind, NOP5, OrcEntry, Register};
+use crate::guest::{Memory, Vcpu};
+use crate::image::{Base, FrameKind, NOP5, Register};
 use crate::kernel::hooks::{self, HookTrampoline};
-use crate::kernel::modules::Module;
 use crate::kernel::running::Running;
 use crate::limits::{CENSUS_STEPS, FRAMES};
-
-/// One frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Frame {
-    /// Where it goes on.
-    pub address: Gva,
-    /// Whether that is behind a call; it is the next instruction of an interrupted frame otherwise.
-    pub behind_call: bool,
-    /// Where on the stack the address is; `None` for what is in a vCPU's registers.
-    pub slot: Option<Gva>,
-}
-
-/// Bytes of a direct call.
-const CALL_BYTES: u64 = 5;
-
-/// How to walk on from a function's first instruction.
-const AT_ENTRY: OrcEntry = OrcEntry {
-    sp: Base::Sp,
-    sp_offset: 8,
-    bp: Base::Undefined,
-    bp_offset: 0,
-    kind: FrameKind::Call,
-    signal: false,
-};
-
-/// How to walk on from registers that have just been saved.
-const SAVED: OrcEntry = OrcEntry { sp_offset: 0, kind: FrameKind::Registers, signal: true, ..AT_ENTRY };
+use crate::steps::Steps;
 
 /// Where the user's registers are at the top of a stack: kernels that know FRED leave room for 16 bytes more.
 fn bottoms(top: Gva, registers: u64) -> [Gva; 2] {
@@ -63,49 +34,19 @@ pub(super) struct Walk {
     pub(super) last_stack: Option<Gva>,
 }
 
-/// Registers as far as they are known in a frame.
-#[derive(Debug, Clone, Copy)]
-struct State {
-    ip: Gva,
-    sp: Gva,
-    bp: Gva,
-    signal: bool,
-    /// Those of the last interruption, while they still hold: none behind a call.
-    saved: Saved,
-}
-
-impl State {
-    /// Whether the same frame is found from it.
-    fn same(&self, other: &Self) -> bool {
-        (self.ip, self.sp, self.bp, self.signal) == (other.ip, other.sp, other.bp, other.signal)
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Saved {
-    None,
-    /// In a vCPU.
-    Vcpu(Registers),
-    /// In a `struct pt_regs` at this address.
-    Stack(Gva),
-    /// In the end of one that begins at this address; what is not in it may be in a whole one further in.
-    Partial(Option<Gva>),
-}
-
 /// Walks stacks of one kernel.
 #[derive(Debug)]
 pub(super) struct Unwinder<'a, 'g, M> {
     kernel: &'a Running<'g, M>,
     code: &'a Code<'a, 'g, M>,
     /// How much more all walks together may look at.
-    steps: Cell<u64>,
-    /// What was found out about code that is not the kernel's own.
-    known: RefCell<HashMap<Gva, OrcEntry>>,
+    steps: Steps,
+    said: Said<'a, 'g, M>,
 }
 
 impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
     pub(super) fn new(kernel: &'a Running<'g, M>, code: &'a Code<'a, 'g, M>) -> Self {
-        Self { kernel, code, steps: Cell::new(CENSUS_STEPS), known: RefCell::default() }
+        Self { kernel, code, steps: Steps::new(CENSUS_STEPS), said: Said::new(kernel, code) }
     }
 
     /// The stack of a vCPU that stands still.
@@ -119,6 +60,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             sp: Gva(registers.rsp),
             bp: Gva(registers.rbp),
             signal: true,
+            callee: None,
             saved: Saved::Vcpu(registers),
         };
         let first = Frame { address: state.ip, behind_call: false, slot: None };
@@ -162,6 +104,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             sp: at.wrapping_add(model.layout.inactive_bytes),
             bp,
             signal: new,
+            callee: None,
             saved: Saved::None,
         };
         let first = Frame { address: ip, behind_call: !new, slot: Some(slot) };
@@ -181,7 +124,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             if frames.len() > FRAMES {
                 break Outcome::Unprovable(Doubt::TooDeep { limit: FRAMES });
             }
-            if self.steps.replace(self.steps.get().saturating_sub(1)) == 0 {
+            if !self.steps.take() {
                 break Outcome::Unprovable(Doubt::TooMuch { limit: CENSUS_STEPS });
             }
             match self.step(&mut state, &mut bounds) {
@@ -243,7 +186,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         if let Some(trampoline) = hooks::trampoline_at(self.kernel, at) {
             return self.leave_hook(state, bounds, &trampoline, at).map(Some);
         }
-        let orc = self.orc(state, at)?;
+        let orc = self.said.orc(state, at, &self.steps)?;
         match orc.kind {
             FrameKind::Undefined => {
                 let why = "the unwind table says that nobody knows".to_owned();
@@ -274,7 +217,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
                 let found = self.word(slot, bounds)?;
                 let real = hooks::real_return(self.kernel, bounds.task_struct, found, slot, &self.steps);
                 let ip = real.ok().flatten().ok_or(Doubt::Hooked { slot })?;
-                *state = State { ip, sp, saved: Saved::None, ..*state };
+                *state = State { ip, sp, callee: Some(at), saved: Saved::None, ..*state };
                 self.check_call(ip, slot, at)?;
                 Frame { address: ip, behind_call: true, slot: Some(slot) }
             }
@@ -294,7 +237,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
                     _ => None,
                 };
                 let saved = if whole { Saved::Stack(start) } else { Saved::Partial(inner) };
-                *state = State { ip, sp: field(layout.rsp, bounds)?, saved, ..*state };
+                *state = State { ip, sp: field(layout.rsp, bounds)?, callee: None, saved, ..*state };
                 Frame { address: ip, behind_call: false, slot: Some(start.wrapping_add(layout.rip)) }
             }
         };
@@ -342,93 +285,8 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         };
         self.check_call(ip, slot, at)?;
         bounds.check(slot)?;
-        *state = State { ip, sp, saved: Saved::None, signal: false, ..*state };
+        *state = State { ip, sp, signal: false, callee: None, saved: Saved::None, ..*state };
         Ok(Frame { address: ip, behind_call: true, slot: (depth > 0).then_some(slot) })
-    }
-
-    /// How to walk on from `at`. Where a vCPU stands in code that was patched, the table alone does not tell.
-    fn orc(&self, state: &State, at: Gva) -> Result<OrcEntry, Doubt> {
-        let mut found = self.entry(state.ip, at)?;
-        if !matches!(state.saved, Saved::Vcpu(_) | Saved::Stack(_)) || !state.signal {
-            return Ok(found);
-        }
-        if let Some((start, len)) = self.code.patched(at) {
-            if self.registers_are_saved(start, at) {
-                return Ok(SAVED);
-            }
-            let mut code = vec![0; len];
-            let base = if found.kind == FrameKind::Undefined {
-                // At its start a thunk's stack is as at that of a function.
-                Some(AT_ENTRY)
-            } else {
-                self.code
-                    .orc(start, &self.steps)
-                    .ok()
-                    .filter(|orc| orc.kind == FrameKind::Call && orc.sp == Base::Sp)
-            };
-            if let Some(base) = base
-                && self.kernel.space().read(start, &mut code).is_ok()
-                && let Some(depth) = patched::depth(&code, start.0, at.0)
-                && let Ok(offset) = i16::try_from(i64::from(base.sp_offset) + depth)
-            {
-                found = OrcEntry { sp_offset: offset, ..base };
-            }
-        }
-        Ok(found)
-    }
-
-    /// What is said of the frame at `at`, where the code at `ip` is: by the kernel's table, or by what is followed of code
-    /// whose table may not be believed or that has none.
-    fn entry(&self, ip: Gva, at: Gva) -> Result<OrcEntry, Doubt> {
-        if let Some(known) = self.known.borrow().get(&at) {
-            return Ok(*known);
-        }
-        let no_table = |why| Doubt::NoTable { at: ip, why };
-        let kind = self.code.kind(at);
-        let found = self.code.orc(at, &self.steps).map_err(no_table)?;
-        match kind {
-            CodeKind::Kernel => return Ok(found),
-            CodeKind::Module(module) => self.check_module(module, at, found)?,
-            _ => {}
-        }
-        // Many sleep in the same places. As each one takes a step, these are not many more.
-        self.known.borrow_mut().insert(at, found);
-        Ok(found)
-    }
-
-    /// Holds the entry of a module's table, which is in memory that the guest can write to, against the module's code.
-    fn check_module(&self, module: &Module, at: Gva, orc: OrcEntry) -> Result<(), Doubt> {
-        let contradicted = || Doubt::Contradicted { module: module.name.clone(), at };
-        if orc.kind == FrameKind::End {
-            return Err(contradicted());
-        }
-        // The second halves of functions have no entry to begin at.
-        let Some((symbol, next)) =
-            module.symbols.function(at).filter(|(symbol, _)| !symbol.name.contains(".cold"))
-        else {
-            return Ok(());
-        };
-        let text = if module.text().contains(&at) { module.text() } else { module.init_text() };
-        if !text.contains(&symbol.address) {
-            return Ok(());
-        }
-        let end = next.unwrap_or(text.end).min(text.end);
-        let Ok(code) = flow::code(self.kernel.space(), symbol.address, end, &self.steps) else {
-            return Ok(());
-        };
-        let states = flow::states(&code, symbol.address.0, at.0, &self.steps);
-        let agrees = states.is_empty() || states.iter().any(|state| state.agrees(orc));
-        if agrees { Ok(()) } else { Err(contradicted()) }
-    }
-
-    /// Whether `at` is behind the call that has just saved an interruption's registers, with the next instruction moving to
-    /// the stack of its task. The table knows only what is before and behind both, which are one alternative
-    /// (`idtentry_body` in `arch/x86/entry/entry_64.S`).
-    fn registers_are_saved(&self, start: Gva, at: Gva) -> bool {
-        let Ok([0xe8, distance @ ..]) = self.kernel.space().array::<5>(start) else { return false };
-        let target = start.wrapping_add(CALL_BYTES).wrapping_offset(i64::from(i32::from_le_bytes(distance)));
-        let saves = self.kernel.model().symbols.error_entry.map(|linked| self.kernel.now(linked));
-        saves == Some(target) && at == start.wrapping_add(CALL_BYTES)
     }
 
     /// 64 bits of a stack.

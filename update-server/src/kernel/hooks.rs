@@ -1,7 +1,6 @@
 //! Returns that the guest's tracers have taken over: on the stack is their trampoline's address, and the real one in a list of
 //! the task's (`kernel/trace/rethook.c`, `kernel/trace/fgraph.c`; Linux 6.1 and 6.12).
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use super::model::Model;
@@ -11,6 +10,7 @@ use crate::addr::Gva;
 use crate::guest::Memory;
 use crate::image::{Btf, TypeError};
 use crate::limits::HOOKS;
+use crate::steps::Steps;
 
 /// How to find the real address behind each kind of trampoline, in a kernel that has it.
 #[derive(Debug, Clone, Copy)]
@@ -73,11 +73,6 @@ impl Hooks {
     }
 }
 
-/// Takes one of what may be looked at; `false` if there is none left.
-fn step(steps: &Cell<u64>) -> bool {
-    steps.replace(steps.get().saturating_sub(1)) > 0
-}
-
 /// What a hooked return comes to: code that calls the tracer and then goes on to where the call came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookTrampoline {
@@ -108,7 +103,7 @@ pub fn real_return(
     task: Gva,
     found: Gva,
     slot: Gva,
-    steps: &Cell<u64>,
+    steps: &Steps,
 ) -> Result<Option<Gva>, ReadError> {
     let Model { hooks, .. } = kernel.model();
     let space = kernel.space();
@@ -117,7 +112,7 @@ pub fn real_return(
     {
         let mut node = space.pointer(task.wrapping_add(probe.head))?;
         for _ in 0..HOOKS {
-            if node.0 == 0 || !step(steps) {
+            if node.0 == 0 || !steps.take() {
                 break;
             }
             let start = Gva(node.0.wrapping_sub(probe.link));
@@ -137,7 +132,7 @@ pub fn real_return(
         let filled = space.u32(task.wrapping_add(graph.filled))?.cast_signed();
         // 6.1 counts from the last entry that is in use, 6.12 from the first that is not.
         let last = u64::try_from(filled).unwrap_or(0).min(HOOKS);
-        for index in (0..=last).rev().take_while(|_| step(steps)) {
+        for index in (0..=last).rev().take_while(|_| steps.take()) {
             let start = stack.wrapping_add(index * graph.step);
             let address = space.pointer(start.wrapping_add(graph.address))?;
             if space.pointer(start.wrapping_add(graph.slot))? == slot && address != found {

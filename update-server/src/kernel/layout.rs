@@ -133,6 +133,8 @@ pub(crate) struct Layout {
     pub(crate) thread_head: u64,
     /// Bytes of a list's head.
     pub(crate) list_bytes: u64,
+    /// Bytes of a run queue, `rq`.
+    pub(crate) run_queue_bytes: u64,
     /// Bytes of `inactive_task_frame` and of `pt_regs`.
     pub(crate) inactive_bytes: u64,
     pub(crate) registers_bytes: u64,
@@ -166,6 +168,7 @@ impl Layout {
             module_name_bytes: usize::try_from(types.field("module", "name")?.size()).unwrap_or(56),
             thread_head: offset(types, "signal_struct", &["thread_head"])?,
             list_bytes: types.size_of("list_head")?,
+            run_queue_bytes: types.size_of("rq")?,
             inactive_bytes: types.size_of("inactive_task_frame")?,
             registers_bytes: types.size_of("pt_regs")?,
             comm_bytes: usize::try_from(comm).unwrap_or(16),

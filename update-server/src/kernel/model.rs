@@ -67,7 +67,7 @@ pub(crate) struct Places {
     /// Where a new task begins: what its stack returns to before it has ever run.
     pub(crate) fork_return: Gva,
     /// What exceptions call to save the registers.
-    pub(crate) error_entry: Option<Gva>,
+    pub(crate) saving: [Option<Gva>; 2],
     /// Where other processors than the first enter the kernel: the function and its end. It pushes the address that their
     /// idle tasks' stacks end with, rather than calling.
     pub(crate) secondary_start: (Gva, Gva),
@@ -101,7 +101,7 @@ impl Model {
             .map_or(secondary, |symbol| symbol.address);
         let symbols = Places {
             secondary_start: (secondary, secondary_end),
-            error_entry: one("error_entry").ok(),
+            saving: ["error_entry", "paranoid_entry"].map(|name| one(name).ok()),
             entry: one("entry_SYSCALL_64")?,
             init_task: one("init_task")?,
             total_forks: one("total_forks")?,

@@ -16,7 +16,7 @@ pub(crate) const CPUS: u64 = 2;
 const SLEEPERS: u64 = 6;
 /// Bytes from one of them to the next; a `task_struct` has some 10,000.
 const TASK_BYTES: u64 = 0x4000;
-const STACK_BYTES: u64 = 0x4000;
+pub(crate) const STACK_BYTES: u64 = 0x4000;
 
 // Physical addresses.
 const TABLES: u64 = 0x1000;
