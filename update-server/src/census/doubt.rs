@@ -41,7 +41,7 @@ pub enum Doubt {
     },
     /// That a stack is still the one that was found before.
     #[error(
-        "the stack of {comm} ({pid}) at {task} is not the one that was known, although the task is said not to have run"
+        "the stack of {comm} ({pid}) at {task} is not the one that was known, although the task is said not to have run: {how}"
     )]
     Stale {
         /// The task.
@@ -50,6 +50,8 @@ pub enum Doubt {
         pid: u32,
         /// Its name.
         comm: String,
+        /// What is different.
+        how: String,
     },
     /// How the frames of some code lie.
     #[error("nothing says how the frames of the code at {at} lie: {why}")]

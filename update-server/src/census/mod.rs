@@ -65,10 +65,21 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Whether it is the same task's, found the same way, with the same frames.
-    fn is_like(&self, other: &Self) -> bool {
-        let same_task = self.task.start_time == other.task.start_time && self.task.pid == other.task.pid;
-        same_task && self.found == other.found && self.frames == other.frames && self.outcome == other.outcome
+    /// In what it differs from what was `known` of the task; `None` if in nothing.
+    fn difference(&self, known: &Self) -> Option<String> {
+        if (self.task.start_time, self.task.pid) != (known.task.start_time, known.task.pid) {
+            return Some(format!("it was {} ({})", known.task.comm, known.task.pid));
+        }
+        if self.found != known.found {
+            return Some(format!("it is {:?} and was {:?}", self.found, known.found));
+        }
+        if self.outcome != known.outcome {
+            return Some(format!("its outcome is {:?} and was {:?}", self.outcome, known.outcome));
+        }
+        let (now, before) = (&self.frames, &known.frames);
+        let same = now.iter().zip(before).take_while(|(now, before)| now == before).count();
+        (now != before)
+            .then(|| format!("its frame {same} is {:?} and was {:?}", now.get(same), before.get(same)))
     }
 }
 

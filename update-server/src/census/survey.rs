@@ -105,21 +105,21 @@ impl Survey {
     pub fn verify<M: Paused>(&mut self, kernel: &Running<'_, M>, guest: &M) -> Result<(), ReadError> {
         let mut fresh = Self::default();
         fresh.settle(kernel, guest)?;
-        let of = |survey: &Self| survey.order.iter().copied().collect::<HashSet<_>>();
-        let (ours, theirs) = (of(self), of(&fresh));
-        let same = |task: &Gva| match (self.entries.get(task), fresh.entries.get(task)) {
-            (Some(ours), Some(theirs)) => ours.stack.is_like(&theirs.stack),
-            _ => false,
-        };
-        let missed = ours.symmetric_difference(&theirs).copied();
-        let stale = missed.chain(ours.intersection(&theirs).copied().filter(|task| !same(task)));
-        let doubt = |task| {
-            let entry = self.entries.get(&task).or_else(|| fresh.entries.get(&task));
-            let (pid, comm) =
-                entry.map(|entry| (entry.stack.task.pid, entry.stack.task.comm.clone())).unzip();
-            Doubt::Stale { task, pid: pid.unwrap_or(0), comm: comm.unwrap_or_default() }
-        };
-        self.doubts.extend(stale.map(doubt));
+        let listed = |survey: &Self| survey.order.iter().copied().collect::<HashSet<_>>();
+        let (ours, theirs) = (listed(self), listed(&fresh));
+        for task in ours.union(&theirs) {
+            let known = self.entries.get(task).filter(|_| ours.contains(task));
+            let found = fresh.entries.get(task).filter(|_| theirs.contains(task));
+            let how = match (known, found) {
+                (Some(known), Some(found)) => found.stack.difference(&known.stack),
+                (Some(_), None) => Some("it was not found again".to_owned()),
+                (None, _) => Some("it was not known".to_owned()),
+            };
+            let Some(how) = how else { continue };
+            let stack = known.or(found).map(|entry| &entry.stack.task);
+            let (pid, comm) = stack.map(|task| (task.pid, task.comm.clone())).unwrap_or_default();
+            self.doubts.push(Doubt::Stale { task: *task, pid, comm, how });
+        }
         Ok(())
     }
 

@@ -68,7 +68,7 @@ pub(super) fn made_code(kernel: &str) -> Result<()> {
     // Its trampoline's program is gone, and nothing leads into it any more.
     sleeper(&vm)?;
     let tally = Tally::of(&vm, LOOKS)?;
-    must_meet(&tally, &["bpf_dispatcher_xdp", "bpf_classic_filter", "[kprobe slot]"])?;
+    must_meet(&tally, &["bpf_dispatcher_xdp", "[kprobe slot]"])?;
     let behind_push = format!("vfs_read+{:#x}/", offsets.push + 1);
     let is_trapped = tally.names_in_full.iter().any(|name| name.starts_with(&behind_push));
     ensure!(is_trapped, "nobody was met in the handler of the probe on a `push`");

@@ -116,6 +116,8 @@ pub(super) fn on_a_slow_host(kernel: &str) -> Result<()> {
 
 /// Holds symbols, text and the stacks of some sleepers against what the guest says.
 fn look(vm: &mut Vm) -> Result<()> {
+    // What the kernel says would be in the middle of what is read here.
+    vm.run("dmesg -n 1")?;
     vm.run("mkfifo /tmp/pipe; (cat /tmp/pipe &) ; (sleep 1000 &); (tail -f /dev/null &); (sleep 1 | cat &); sleep 2")?;
     let inside = vm.run("grep -w schedule /proc/kallsyms")?;
     let outside = format!("{:016x} T schedule", symbol(vm, "schedule")?);
