@@ -5,7 +5,7 @@ mod small_guest;
 
 use small_guest::{Guest, Plan, STACK_BYTES, models, physical};
 use update_server::addr::Gva;
-use update_server::census::{self, Outcome};
+use update_server::census::{self, Outcome, Survey};
 use update_server::guest::{Paused, Registers, Vcpu};
 use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
@@ -128,5 +128,36 @@ fn what_stands_for_all_tasks_without_a_deadline_is_no_task() {
         assert!(census.doubts.is_empty(), "{name}: {:?}", census.doubts);
         assert_eq!(census.stacks.len(), plan.tasks.len(), "{name}: {:?}", census.stacks);
         assert!(census.stacks.iter().all(|stack| stack.outcome == Outcome::Complete), "{name}");
+    }
+}
+
+#[test]
+fn the_stack_of_a_task_that_has_ended_goes_without_its_running() {
+    for (name, model) in models("the_stack_of_a_task_that_has_ended_goes_without_its_running") {
+        let plan = Plan::new(&model);
+        let guest = Guest::new(&plan);
+        let member =
+            |member| plan.tasks[4].wrapping_add(model.image().types().offset("task_struct", member).unwrap());
+        let kernel = Running::find(&model, &guest, guest.vcpus()).unwrap();
+        let mut survey = Survey::default();
+        survey.prepare(&kernel).unwrap();
+        // TASK_DEAD (include/linux/sched.h), in a word of which the rest is what it was.
+        let state = Gva(member("__state").0 & !7);
+        let word = kernel.space().u64(state).unwrap();
+        let shift = (member("__state").0 & 4) * 8;
+        guest.write((physical(state), word & !(0xffff_ffff << shift) | 0x80 << shift));
+        // It runs for the last time, and is counted.
+        let count = member("nvcsw");
+        guest.write((physical(count), kernel.space().u64(count).unwrap() + 1));
+        survey.prepare(&kernel).unwrap();
+        guest.write((physical(member("stack")), 0));
+        survey.settle(&kernel, &guest).unwrap();
+        survey.verify(&kernel, &guest).unwrap();
+        let census = survey.census();
+        assert!(census.doubts.is_empty(), "{name}: {:?}", census.doubts);
+        let ended = census.stacks.iter().find(|stack| stack.task.address == plan.tasks[4]).unwrap();
+        assert!(ended.frames.is_empty() && ended.outcome == Outcome::Complete, "{name}: {ended:?}");
+        // One that is told only by its count would have it still.
+        assert!(census.effort.proven, "{name}");
     }
 }

@@ -13,7 +13,7 @@ use super::doubt::{Doubt, Outcome};
 use super::loaded::Loaded;
 use super::on_cpu::OnCpu;
 use super::stacks::CpuStacks;
-use super::task::{Mark, Task};
+use super::task::{Activity, Mark, Task};
 use super::unwind::Unwinder;
 use super::{Census, Effort, Stack, tasks};
 use crate::addr::Gva;
@@ -93,7 +93,7 @@ impl Survey {
                 Some((found, walk)) => Stack { task, found, frames: walk.frames, outcome: walk.outcome },
                 None => unwinder.switched_out(task),
             };
-            let holds = !stack.task.mark().on_cpu && stack.outcome == Outcome::Complete;
+            let holds = !stack.task.mark().on_cpu && stays(&stack);
             self.effort.walked += 1;
             self.entries.insert(address, Entry { stack, holds, ran });
         }
@@ -172,8 +172,7 @@ impl Survey {
             let stack = unwinder.switched_out(read(kernel, &cpus, address)?);
             // It may have run meanwhile, and then this is a mixture of what was and what is.
             let mark = stack.task.mark();
-            let holds =
-                !mark.on_cpu && Mark::read(kernel, address)? == mark && stack.outcome == Outcome::Complete;
+            let holds = !mark.on_cpu && Mark::read(kernel, address)? == mark && stays(&stack);
             self.entries.insert(address, Entry { stack, holds, ran });
         }
         let there: HashSet<Gva> = found.iter().copied().collect();
@@ -201,6 +200,7 @@ impl Survey {
             suspects.retain(|task| self.entries.contains_key(task));
             suspects.extend(tasks::with_processors(kernel, cpus, &mut self.doubts));
             suspects.extend(on_cpu.tasks());
+            suspects.extend(self.entries.iter().filter(|(_, entry)| !entry.holds).map(|(&task, _)| task));
             return Ok(unique(suspects));
         }
         self.order = tasks::all(kernel, cpus, &mut self.doubts);
@@ -214,6 +214,13 @@ fn unique(mut tasks: Vec<Gva>) -> Vec<Gva> {
     tasks.sort_unstable();
     tasks.dedup();
     tasks
+}
+
+/// Whether it is the task's stack as long as the task does not run. Of one that has ended, the stack is taken away without its
+/// running (`kernel/sched/core.c`, `finish_task_switch`: `put_task_stack`).
+fn stays(stack: &Stack) -> bool {
+    let going = stack.task.activity == Activity::Dead && stack.task.stack.0 != 0;
+    stack.outcome == Outcome::Complete && !going
 }
 
 /// Whether what is known of a task is still so.
