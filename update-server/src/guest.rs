@@ -1,7 +1,7 @@
 //! The seam: all that this crate asks of a virtual machine monitor.
 //!
 //! Memory may be read while the guest runs; what is read then may be half of one state and half of another, and whoever reads
-//! it says how that is found out. Registers exist only for a guest that stands still.
+//! it says how that is found out. Registers exist only for a guest that stands still, and only such a one is written to.
 
 use crate::addr::Gpa;
 
@@ -25,6 +25,9 @@ pub trait Memory {
 pub trait Paused: Memory {
     /// Every vCPU, by number.
     fn vcpus(&self) -> &[Vcpu];
+
+    /// Puts `bytes` at `at`: all of them, or none. The guest sees them as soon as it runs on, in its code as in its data.
+    fn write(&self, at: Gpa, bytes: &[u8]) -> Result<(), NoRam>;
 }
 
 impl<M: Memory + ?Sized> Memory for &M {

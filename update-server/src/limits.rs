@@ -96,3 +96,18 @@ pub const BYTES_PER_STEP: u64 = 64;
 /// Tasks whose counts are read again and again until nothing happens in between: those that have just run. Thousands do not
 /// within one round.
 pub const LIKELY: usize = 1 << 12;
+
+/// Ways through the static keys at a function's beginning. Each key makes one into two, and two keys in a row are rare.
+pub const PLACES: usize = 8;
+
+/// Bytes of code that a jump may be written over: four of one instruction and all of the longest one.
+pub const PLACE_BYTES: usize = 19;
+
+/// Bytes of a patch's module. Those of distributors' live patches have up to some 500 KiB.
+pub const PATCH_MODULE_BYTES: usize = 16 << 20;
+/// Sections of it: a file has 16 bits for them, and one for each function and object makes thousands.
+pub const PATCH_SECTIONS: usize = 1 << 16;
+/// Symbols of it.
+pub const PATCH_SYMBOLS: usize = 1 << 16;
+/// Relocations of it.
+pub const PATCH_RELOCATIONS: usize = 1 << 20;

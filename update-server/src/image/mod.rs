@@ -20,12 +20,13 @@ pub use error::ImageError;
 pub use orc::{Base, FrameKind, OrcEntry, OrcTable, Register};
 pub use relocations::Relocations;
 pub(crate) use sites::trampolines;
-pub use sites::{Site, SiteKind, Sites};
+pub use sites::{JumpLabel, Site, SiteKind, Sites};
 pub(crate) use symbols::SymbolsBuilder;
 pub use symbols::{Symbol, Symbols};
 pub(crate) use tables::{AlternativeLayout, CODE, NOP5, Table, entry_bytes};
 
 use crate::addr::Gva;
+use crate::bytes::{i32_at, u64_at};
 use elf::Elf;
 use orc::OrcLayout;
 
@@ -150,6 +151,16 @@ impl Image {
         let mut bytes = [around(start), self.bytes(at, len)?, around(at.wrapping_add(len as u64))].concat();
         self.relocations.apply(start, &mut bytes, distance);
         Some(bytes[WIDEST..WIDEST + len].to_vec())
+    }
+
+    /// Every address in its text and data that KASLR changes: where it is, and what it is. An ELF kernel by itself has no list of
+    /// them.
+    pub fn pointers(&self) -> impl Iterator<Item = (Gva, Gva)> {
+        self.relocations.addresses().filter_map(|(at, long)| {
+            let bytes = self.bytes(at, if long { 8 } else { 4 })?;
+            let value = if long { u64_at(bytes, 0)? } else { i64::from(i32_at(bytes, 0)?).cast_unsigned() };
+            Some((at, Gva(value)))
+        })
     }
 
     /// Each section that has an address and bytes: its name, first address and length.

@@ -61,6 +61,12 @@ impl Relocations {
         self.list.is_empty()
     }
 
+    /// Each number that holds an address, by where it is, and whether it has 64 bits; the others have 32, with their sign.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (Gva, bool)> {
+        let holds = self.list.iter().filter(|(_, kind)| *kind != Kind::Inverse);
+        holds.map(|&(at, kind)| (at, kind == Kind::Long))
+    }
+
     /// Changes `bytes`, which are linked for `start`, as if the kernel had been moved by `distance`.
     pub fn apply(&self, start: Gva, bytes: &mut [u8], distance: u64) {
         // One that begins before the range may reach into it.

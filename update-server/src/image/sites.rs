@@ -92,10 +92,21 @@ pub struct Site {
     pub kind: SiteKind,
 }
 
+/// Where a static key branches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JumpLabel {
+    /// The jump or nop.
+    pub code: Gva,
+    /// Where the jump leads.
+    pub target: Gva,
+}
+
 /// All places of one kernel or module, by address.
 #[derive(Clone, Default)]
 pub struct Sites {
     list: Vec<Site>,
+    /// By the address of their code.
+    jump_labels: Vec<JumpLabel>,
     /// The longest one's length: how far before an address one may begin that holds it.
     longest: u8,
 }
@@ -111,7 +122,17 @@ impl Sites {
         list.sort_unstable();
         list.dedup();
         let longest = list.iter().map(|site| site.len).max().unwrap_or(0);
-        Self { list, longest }
+        Self { list, jump_labels: Vec::new(), longest }
+    }
+
+    fn with_jump_labels(self, mut jump_labels: Vec<JumpLabel>) -> Self {
+        jump_labels.sort_unstable();
+        Self { jump_labels, ..self }
+    }
+
+    /// Where each static key branches, by the address of the jump; of modules that is not read.
+    pub fn jump_labels(&self) -> &[JumpLabel] {
+        &self.jump_labels
     }
 
     /// All of them, by address.
@@ -150,7 +171,8 @@ pub(super) fn read(elf: &Elf, symbols: &Symbols, types: &Btf) -> Result<Sites, I
     list.extend(trampolines(symbols));
     list.extend(tables.ftrace_callers());
     list.extend(tables.runtime_constants());
-    Ok(Sites::new(list))
+    let labels = tables.find(SiteKind::JumpLabel)?.map(Table::jump_labels);
+    Ok(Sites::new(list).with_jump_labels(labels.unwrap_or_default()))
 }
 
 /// The trampolines of static calls, by their names: a jump of five bytes and a mark of three

@@ -4,7 +4,7 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use super::ImageError;
 use super::btf::Btf;
-use super::sites::{Site, SiteKind};
+use super::sites::{JumpLabel, Site, SiteKind};
 use crate::addr::Gva;
 use crate::bytes::{i32_at, u64_at};
 
@@ -12,6 +12,8 @@ use crate::bytes::{i32_at, u64_at};
 pub(crate) const CODE: usize = 19;
 /// Bytes of a direct call or jump, which the kernel replaces as a whole.
 const CALL: u8 = 5;
+/// Bytes of an entry of `__jump_table`.
+const JUMP_ENTRY: usize = 16;
 /// The NOP that has room for a call: functions that may be traced begin with it, and BPF programs do
 /// (`arch/x86/include/asm/nops.h`, `BYTES_NOP5`).
 pub(crate) const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
@@ -122,6 +124,13 @@ impl Table<'_> {
         Self { bytes: &self.bytes[..len], ..self }
     }
 
+    /// The entries of `__jump_table`: `struct jump_entry` (`include/linux/jump_label.h`) has the code, the target, and the key.
+    pub(crate) fn jump_labels(self) -> Vec<JumpLabel> {
+        let whole = self.bytes.len() / JUMP_ENTRY * JUMP_ENTRY;
+        let label = |at| JumpLabel { code: self.pointee(at), target: self.pointee(at + 4) };
+        (0..whole).step_by(JUMP_ENTRY).map(label).collect()
+    }
+
     /// What its entries say of a kind's sites; that of exceptions lists the fixups, too.
     pub(crate) fn places(
         self,
@@ -176,8 +185,8 @@ impl Table<'_> {
 pub(crate) fn entry_bytes(kind: SiteKind, alternatives: Option<AlternativeLayout>) -> Option<usize> {
     match kind {
         SiteKind::Alternative => alternatives.map(|layout| layout.bytes),
-        // `struct jump_entry` (include/linux/jump_label.h): code, target, key.
-        SiteKind::JumpLabel | SiteKind::Paravirt => Some(16),
+        SiteKind::JumpLabel => Some(JUMP_ENTRY),
+        SiteKind::Paravirt => Some(16),
         // `struct static_call_site` (include/linux/static_call_types.h): site, key.
         SiteKind::StaticCall | SiteKind::Ftrace => Some(8),
         SiteKind::Retpoline | SiteKind::Return | SiteKind::Call | SiteKind::Endbr | SiteKind::SmpLock => {

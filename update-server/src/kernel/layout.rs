@@ -135,6 +135,9 @@ pub(crate) struct Layout {
     pub(crate) list_bytes: u64,
     /// Bytes of a run queue, `rq`.
     pub(crate) run_queue_bytes: u64,
+    /// `mutex.owner`: who holds it, with flags in the three lowest bits (`kernel/locking/mutex.c`); on -rt that of the lock it
+    /// is made of (`kernel/locking/rtmutex_common.h`).
+    pub(crate) lock_owner: u64,
     /// Bytes of `inactive_task_frame` and of `pt_regs`.
     pub(crate) inactive_bytes: u64,
     pub(crate) registers_bytes: u64,
@@ -169,6 +172,7 @@ impl Layout {
             thread_head: offset(types, "signal_struct", &["thread_head"])?,
             list_bytes: types.size_of("list_head")?,
             run_queue_bytes: types.size_of("rq")?,
+            lock_owner: offset(types, "mutex", &["owner", "rtmutex.owner"])?,
             inactive_bytes: types.size_of("inactive_task_frame")?,
             registers_bytes: types.size_of("pt_regs")?,
             comm_bytes: usize::try_from(comm).unwrap_or(16),

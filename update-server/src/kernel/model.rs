@@ -68,6 +68,8 @@ pub(crate) struct Places {
     pub(crate) fork_return: Gva,
     /// What exceptions call to save the registers.
     pub(crate) saving: [Option<Gva>; 2],
+    /// The locks of those who change the kernel's text (`text_mutex`, `kprobe_mutex`), as far as the kernel has them.
+    pub(crate) text_locks: [Option<Gva>; 2],
     /// Where other processors than the first enter the kernel: the function and its end. It pushes the address that their
     /// idle tasks' stacks end with, rather than calling.
     pub(crate) secondary_start: (Gva, Gva),
@@ -101,6 +103,7 @@ impl Model {
             .map_or(secondary, |symbol| symbol.address);
         let symbols = Places {
             secondary_start: (secondary, secondary_end),
+            text_locks: ["text_mutex", "kprobe_mutex"].map(|name| one(name).ok()),
             saving: ["error_entry", "paranoid_entry"].map(|name| one(name).ok()),
             entry: one("entry_SYSCALL_64")?,
             init_task: one("init_task")?,

@@ -57,6 +57,19 @@ impl<'m, M: Memory> AddressSpace<'m, M> {
         Ok(())
     }
 
+    /// The pieces of RAM that the `len` bytes from `at` on are in: the physical address and length of each.
+    pub fn pieces(&self, at: Gva, len: usize) -> Result<Vec<(Gpa, usize)>, ReadError> {
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        while done < len {
+            let place = at.wrapping_add(done as u64);
+            let here = usize::try_from(0x1000 - (place.0 & 0xfff)).unwrap_or(0x1000).min(len - done);
+            pieces.push((self.physical(place)?, here));
+            done += here;
+        }
+        Ok(pieces)
+    }
+
     /// An array of bytes.
     pub fn array<const N: usize>(&self, at: Gva) -> Result<[u8; N], ReadError> {
         let mut bytes = [0; N];

@@ -48,6 +48,8 @@ pub(crate) struct Guest<'p> {
     /// Asked before each reading, until the guest stands still.
     other_vcpu: RefCell<Option<OtherVcpu<'p>>>,
     reads: Cell<u64>,
+    /// How many writes of the host's succeed before one fails, if one does.
+    writes_left: Cell<Option<u64>>,
     vcpus: Vec<Vcpu>,
 }
 
@@ -58,6 +60,7 @@ impl<'p> Guest<'p> {
             written: RefCell::default(),
             other_vcpu: RefCell::new(None),
             reads: Cell::new(0),
+            writes_left: Cell::new(None),
             vcpus: plan.vcpus.clone(),
         }
     }
@@ -75,6 +78,27 @@ impl<'p> Guest<'p> {
     /// Puts others in the place of its vCPUs.
     pub(crate) fn set_vcpus(&mut self, vcpus: Vec<Vcpu>) {
         self.vcpus = vcpus;
+    }
+
+    /// Lets the host's write fail that comes after `count` others, and only that one.
+    pub(crate) fn fail_write(&self, count: u64) {
+        self.writes_left.set(Some(count));
+    }
+
+    fn takes_writes(&self) -> bool {
+        let left = self.writes_left.get();
+        self.writes_left.set(left.and_then(|left| left.checked_sub(1)));
+        left != Some(0)
+    }
+
+    /// All RAM as it is now.
+    pub(crate) fn ram(&self) -> Vec<u8> {
+        let mut ram = self.plan.ram.clone();
+        for (&place, word) in self.written.borrow().iter() {
+            let from = usize::try_from(place).unwrap();
+            ram[from..from + 8].copy_from_slice(&word.to_le_bytes());
+        }
+        ram
     }
 
     /// How often it was read.
@@ -122,6 +146,24 @@ impl Memory for Guest<'_> {
 impl Paused for Guest<'_> {
     fn vcpus(&self) -> &[Vcpu] {
         &self.vcpus
+    }
+
+    fn write(&self, at: Gpa, bytes: &[u8]) -> Result<(), NoRam> {
+        let outside = NoRam { at, len: bytes.len() };
+        let end = at.0 + bytes.len() as u64;
+        if usize::try_from(end).map_or(true, |end| end > self.plan.ram.len()) || !self.takes_writes() {
+            return Err(outside);
+        }
+        for place in ((at.0 & !7)..end).step_by(8) {
+            let mut word = [0; 8];
+            self.read(Gpa(place), &mut word)?;
+            for (byte, index) in word.iter_mut().zip(place..).filter(|(_, index)| (at.0..end).contains(index))
+            {
+                *byte = bytes[usize::try_from(index - at.0).unwrap()];
+            }
+            Guest::write(self, (Gpa(place), u64::from_le_bytes(word)));
+        }
+        Ok(())
     }
 }
 

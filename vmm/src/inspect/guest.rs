@@ -2,7 +2,7 @@
 
 use update_server::addr::Gpa;
 use update_server::guest::{Memory, NoRam, Paused, Vcpu};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::memory::GuestMemory;
 
@@ -63,5 +63,15 @@ impl Memory for StillGuest<'_> {
 impl Paused for StillGuest<'_> {
     fn vcpus(&self) -> &[Vcpu] {
         &self.vcpus
+    }
+
+    fn write(&self, at: Gpa, bytes: &[u8]) -> Result<(), NoRam> {
+        let outside = NoRam { at, len: bytes.len() };
+        let ram = self.memory.0;
+        let place = GuestAddress(at.0);
+        if !ram.check_range(place, bytes.len()) {
+            return Err(outside);
+        }
+        ram.write_slice(bytes, place).map_err(|_| outside)
     }
 }

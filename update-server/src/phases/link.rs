@@ -1,0 +1,376 @@
+//! The patch's module, linked on the host where the guest says that it has loaded it.
+//!
+//! The guest's own loader does the work, as with any module; the host does it a second time, from the file and the kernel image
+//! alone, and compares. So no code is switched to that is not the patch's.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use object::LittleEndian;
+use object::elf::{
+    EM_X86_64, ET_REL, FileHeader64, R_X86_64_32, R_X86_64_32S, R_X86_64_64, R_X86_64_NONE, R_X86_64_PC32,
+    R_X86_64_PC64, R_X86_64_PLT32, RelocationType, SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHN_ABS, SHN_COMMON,
+    SHN_UNDEF, SHT_NOBITS, SHT_RELA,
+};
+use object::read::elf::{FileHeader, Rela, SectionHeader, Sym};
+
+use crate::addr::Gva;
+use crate::guest::Memory;
+use crate::image::{AlternativeLayout, CODE, SiteKind, Table};
+use crate::kernel::running::Running;
+use crate::kernel::space::ReadError;
+use crate::limits::{PATCH_MODULE_BYTES, PATCH_RELOCATIONS, PATCH_SECTIONS, PATCH_SYMBOLS};
+
+const LE: LittleEndian = LittleEndian;
+
+/// What is wrong with a module, or with what the guest has of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ModuleError {
+    /// The file is no module for this machine.
+    #[error("the patch's module: {0}")]
+    Malformed(String),
+    /// It has more of something than is read.
+    #[error("the patch's module has {found} {what}, more than {limit}")]
+    TooMany {
+        /// What.
+        what: &'static str,
+        /// How many.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// It wants a symbol that neither the kernel nor the patch has.
+    #[error("the patch's module needs {symbol}, which the kernel does not have, or has more than once")]
+    Symbol {
+        /// The symbol.
+        symbol: String,
+    },
+    /// The guest does not say where a section is.
+    #[error("the guest does not say where it has put {section} of the patch's module")]
+    NoSection {
+        /// The section.
+        section: String,
+    },
+    /// A number does not hold the address that it should.
+    #[error(
+        "{section}+{offset:#x} of the patch's module cannot reach what it refers to from where the guest has put it"
+    )]
+    OutOfReach {
+        /// The section.
+        section: String,
+        /// Where in it.
+        offset: u64,
+    },
+    /// What the guest has is not what was sent.
+    #[error(
+        "the guest's copy of {section} differs at {at}: there is {found:#04x}, not {expected:#04x}; it is not used"
+    )]
+    Differs {
+        /// The section.
+        section: String,
+        /// Where.
+        at: Gva,
+        /// The first byte that differs.
+        found: u8,
+        /// What should be there.
+        expected: u8,
+    },
+    /// It cannot be read.
+    #[error("the guest's copy of the patch's module cannot be read: {0}")]
+    Unreadable(#[from] ReadError),
+}
+
+#[derive(Debug, Clone)]
+struct Section {
+    name: String,
+    flags: u64,
+    empty: bool,
+    bytes: Range<usize>,
+    relocations: Vec<Relocation>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Relocation {
+    offset: u64,
+    symbol: usize,
+    kind: RelocationType,
+    addend: i64,
+}
+
+#[derive(Debug, Clone)]
+struct Symbol {
+    name: String,
+    section: usize,
+    value: u64,
+    /// Where in the file its entry is.
+    entry: usize,
+}
+
+/// A module as it is in the patch.
+#[derive(Debug, Clone)]
+pub struct PatchModule {
+    file: Vec<u8>,
+    sections: Vec<Section>,
+    symbols: Vec<Symbol>,
+}
+
+/// A symbol's place in its section of the table (elf(5), `Elf64_Sym`): `st_shndx` and `st_value`.
+const SYMBOL_SECTION: usize = 6;
+const SYMBOL_VALUE: usize = 8;
+
+impl PatchModule {
+    /// Reads a module.
+    pub fn read(file: &[u8]) -> Result<Self, ModuleError> {
+        let malformed = |why: &str| ModuleError::Malformed(why.to_owned());
+        let broken = |error: object::Error| ModuleError::Malformed(error.to_string());
+        let bounded = |what, found: usize, limit| {
+            if found > limit { Err(ModuleError::TooMany { what, found, limit }) } else { Ok(()) }
+        };
+        bounded("bytes", file.len(), PATCH_MODULE_BYTES)?;
+        let header = FileHeader64::<LittleEndian>::parse(file).map_err(broken)?;
+        if header.e_machine(LE) != EM_X86_64 || header.e_type(LE) != ET_REL {
+            return Err(malformed("it is no relocatable file for x86-64"));
+        }
+        let table = header.sections(LE, file).map_err(broken)?;
+        bounded("sections", table.len(), PATCH_SECTIONS)?;
+        let symbols = table.symbols(LE, file, object::elf::SHT_SYMTAB).map_err(broken)?;
+        bounded("symbols", symbols.len(), PATCH_SYMBOLS)?;
+        let strings = symbols.strings();
+        let table_at = table
+            .section(symbols.section())
+            .ok()
+            .and_then(|section| usize::try_from(section.sh_offset(LE)).ok())
+            .ok_or_else(|| malformed("it has no table of symbols"))?;
+        let entry_bytes = size_of::<object::elf::Sym64<LittleEndian>>();
+        let symbols = (0..).zip(symbols.iter()).map(|(index, symbol)| {
+            let name = strings.get(symbol.st_name(LE)).map_err(|()| malformed("a symbol has no name"))?;
+            Ok(Symbol {
+                name: String::from_utf8_lossy(name).into_owned(),
+                section: usize::from(symbol.st_shndx(LE).0),
+                value: symbol.st_value(LE),
+                entry: table_at + index * entry_bytes,
+            })
+        });
+        let symbols = symbols.collect::<Result<Vec<_>, ModuleError>>()?;
+        let mut sections = Vec::new();
+        for section in table.iter() {
+            let name = table.section_name(LE, section).map_err(broken)?;
+            let (start, len) = (section.sh_offset(LE), section.sh_size(LE));
+            let empty = section.sh_type(LE) == SHT_NOBITS;
+            let range = if empty { Some(0..0) } else { within(start, len, file.len()) };
+            sections.push(Section {
+                name: String::from_utf8_lossy(name).into_owned(),
+                flags: section.sh_flags(LE).0,
+                empty,
+                bytes: range.ok_or_else(|| malformed("a section reaches beyond the end of the file"))?,
+                relocations: Vec::new(),
+            });
+        }
+        let mut count = 0;
+        for section in table.iter().filter(|section| section.sh_type(LE) == SHT_RELA) {
+            let Some((relocations, _)) = section.rela(LE, file).map_err(broken)? else { continue };
+            count += relocations.len();
+            bounded("relocations", count, PATCH_RELOCATIONS)?;
+            let target = usize::try_from(section.sh_info(LE)).unwrap_or(usize::MAX);
+            let target = sections.get_mut(target).ok_or_else(|| malformed("relocations of no section"))?;
+            for relocation in relocations {
+                let symbol = relocation.symbol(LE, false).map_or(0, |index| index.0);
+                if symbol >= symbols.len() {
+                    return Err(malformed("a relocation to no symbol"));
+                }
+                target.relocations.push(Relocation {
+                    offset: relocation.r_offset(LE),
+                    symbol,
+                    kind: relocation.r_type(LE, false),
+                    addend: relocation.r_addend(LE),
+                });
+            }
+        }
+        if symbols.iter().any(|symbol| symbol.section == usize::from(SHN_COMMON.0)) {
+            return Err(malformed("it was built without -fno-common"));
+        }
+        Ok(Self { file: file.to_vec(), sections, symbols })
+    }
+
+    /// The symbols that it does not have itself.
+    pub fn undefined(&self) -> impl Iterator<Item = &str> {
+        let undefined = |symbol: &&Symbol| symbol.section == usize::from(SHN_UNDEF.0);
+        self.symbols.iter().filter(undefined).map(|symbol| &*symbol.name).filter(|name| !name.is_empty())
+    }
+
+    /// The file with each undefined symbol at the address that `resolve` has for it, as the guest is to load it. What has none
+    /// is left to the guest's loader.
+    pub fn resolved(&self, resolve: impl Fn(&str) -> Option<Gva>) -> Vec<u8> {
+        let mut file = self.file.clone();
+        for symbol in self.symbols.iter().filter(|symbol| symbol.section == usize::from(SHN_UNDEF.0)) {
+            let Some(address) = resolve(&symbol.name) else { continue };
+            let entry = &mut file[symbol.entry..];
+            entry[SYMBOL_SECTION..SYMBOL_SECTION + 2].copy_from_slice(&SHN_ABS.0.to_le_bytes());
+            entry[SYMBOL_VALUE..SYMBOL_VALUE + 8].copy_from_slice(&address.0.to_le_bytes());
+        }
+        file
+    }
+
+    /// Where the symbol `name` is in a module whose sections are at `at`.
+    pub fn symbol(&self, name: &str, at: &BTreeMap<String, Gva>) -> Result<Gva, ModuleError> {
+        let missing = || ModuleError::Symbol { symbol: name.to_owned() };
+        let mut named = self.symbols.iter().filter(|symbol| symbol.name == name && symbol.section != 0);
+        let (Some(symbol), None) = (named.next(), named.next()) else { return Err(missing()) };
+        let section = self.sections.get(symbol.section).ok_or_else(missing)?;
+        let start =
+            at.get(&section.name).ok_or_else(|| ModuleError::NoSection { section: section.name.clone() })?;
+        Ok(start.wrapping_add(symbol.value))
+    }
+
+    /// Compares the guest's copy with this one, linked for `at`. Only where the module's own tables say so may it differ.
+    pub fn compare(
+        &self,
+        kernel: &Running<'_, impl Memory>,
+        at: &BTreeMap<String, Gva>,
+        resolve: &dyn Fn(&str) -> Option<Gva>,
+    ) -> Result<(), ModuleError> {
+        let sites = self.sites(kernel, at, resolve)?;
+        for section in self.sections.iter().filter(|section| section.is_compared()) {
+            let start = section.start(at)?;
+            let expected = self.linked(section, at, resolve)?;
+            let mut found = vec![0; expected.len()];
+            kernel.space().read(start, &mut found)?;
+            let bytes = (0_u64..).zip(found.iter().zip(&expected));
+            for (offset, (&found, &expected)) in bytes.filter(|(_, (found, expected))| found != expected) {
+                let here = start.wrapping_add(offset);
+                if !sites.iter().any(|site| site.contains(&here)) {
+                    let section = section.name.clone();
+                    return Err(ModuleError::Differs { section, at: here, found, expected });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of a section, linked for where it is.
+    fn linked(
+        &self,
+        section: &Section,
+        at: &BTreeMap<String, Gva>,
+        resolve: &dyn Fn(&str) -> Option<Gva>,
+    ) -> Result<Vec<u8>, ModuleError> {
+        let mut bytes = self.file[section.bytes.clone()].to_vec();
+        let start = section.start(at)?;
+        for relocation in &section.relocations {
+            let offset = relocation.offset;
+            let out_of_reach = || ModuleError::OutOfReach { section: section.name.clone(), offset };
+            let place = start.wrapping_add(offset).0.cast_signed();
+            let symbol = self.address(&self.symbols[relocation.symbol], at, resolve)?.0.cast_signed();
+            let value = symbol.wrapping_add(relocation.addend);
+            let number: Vec<u8> = match relocation.kind {
+                R_X86_64_NONE => continue,
+                R_X86_64_64 => value.to_le_bytes().to_vec(),
+                R_X86_64_PC64 => value.wrapping_sub(place).to_le_bytes().to_vec(),
+                R_X86_64_32 => u32::try_from(value).map_err(|_| out_of_reach())?.to_le_bytes().to_vec(),
+                R_X86_64_32S => i32::try_from(value).map_err(|_| out_of_reach())?.to_le_bytes().to_vec(),
+                R_X86_64_PC32 | R_X86_64_PLT32 => {
+                    let distance = value.wrapping_sub(place);
+                    i32::try_from(distance).map_err(|_| out_of_reach())?.to_le_bytes().to_vec()
+                }
+                kind => {
+                    let why = format!("{}+{offset:#x} has a relocation of kind {}", section.name, kind.0);
+                    return Err(ModuleError::Malformed(why));
+                }
+            };
+            let from = usize::try_from(offset).map_err(|_| out_of_reach())?;
+            let end = from.checked_add(number.len()).ok_or_else(out_of_reach)?;
+            bytes.get_mut(from..end).ok_or_else(out_of_reach)?.copy_from_slice(&number);
+        }
+        Ok(bytes)
+    }
+
+    fn address(
+        &self,
+        symbol: &Symbol,
+        at: &BTreeMap<String, Gva>,
+        resolve: &dyn Fn(&str) -> Option<Gva>,
+    ) -> Result<Gva, ModuleError> {
+        if symbol.section == usize::from(SHN_ABS.0) {
+            return Ok(Gva(symbol.value));
+        }
+        if symbol.section == usize::from(SHN_UNDEF.0) {
+            let missing = || ModuleError::Symbol { symbol: symbol.name.clone() };
+            return resolve(&symbol.name).ok_or_else(missing);
+        }
+        let section = self.sections.get(symbol.section);
+        let section = section.ok_or_else(|| ModuleError::Malformed("a symbol in no section".to_owned()))?;
+        Ok(section.start(at)?.wrapping_add(symbol.value))
+    }
+
+    /// Every place of the module's code that the guest may change, by the module's own tables.
+    fn sites(
+        &self,
+        kernel: &Running<'_, impl Memory>,
+        at: &BTreeMap<String, Gva>,
+        resolve: &dyn Fn(&str) -> Option<Gva>,
+    ) -> Result<Vec<Range<Gva>>, ModuleError> {
+        let alternatives = AlternativeLayout::of(kernel.model().image().types());
+        let mut found = Vec::new();
+        for (kind, name) in SiteKind::TABLES.into_iter().filter(|(kind, _)| kind.is_rewritten()) {
+            for section in self.sections.iter().filter(|section| section.name == name) {
+                let bytes = self.linked(section, at, resolve)?;
+                let table = Table { name, at: section.start(at)?, bytes: &bytes };
+                let malformed = |error: crate::image::ImageError| ModuleError::Malformed(error.to_string());
+                for place in table.places(kind, alternatives).map_err(malformed)? {
+                    let Some(code) = self.code(place.start, at) else { continue };
+                    if let Ok(Some(site)) = place.measure(&code) {
+                        found.push(site.start..site.start.wrapping_add(site.len.into()));
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The module's code from `place` on, as it is in the file: enough to measure what is there.
+    fn code(&self, place: Gva, at: &BTreeMap<String, Gva>) -> Option<Vec<u8>> {
+        self.sections.iter().filter(|section| section.is_code()).find_map(|section| {
+            let offset = usize::try_from(place.offset_from(section.start(at).ok()?)?).ok()?;
+            let bytes = self.file[section.bytes.clone()].get(offset..)?;
+            (!bytes.is_empty()).then(|| bytes[..bytes.len().min(CODE)].to_vec())
+        })
+    }
+
+    /// Where its code is, for those that stay.
+    pub fn text(&self, at: &BTreeMap<String, Gva>) -> Result<Vec<Range<Gva>>, ModuleError> {
+        let sections = self.sections.iter().filter(|section| section.is_code() && section.is_compared());
+        let range = |section: &Section| {
+            let start = section.start(at)?;
+            Ok(start..start.wrapping_add(section.bytes.len() as u64))
+        };
+        sections.map(range).collect()
+    }
+}
+
+impl Section {
+    fn has(&self, flag: u64) -> bool {
+        self.flags & flag != 0
+    }
+
+    fn is_code(&self) -> bool {
+        self.has(SHF_EXECINSTR.0)
+    }
+
+    /// Code and constants that stay: not what is freed once the module is loaded, nor what the kernel sorts or writes to.
+    fn is_compared(&self) -> bool {
+        let stays = !self.name.starts_with(".init") && !self.name.starts_with(".exit");
+        let constant = self.name.starts_with(".rodata");
+        let is_there = !self.empty && !self.bytes.is_empty();
+        self.has(SHF_ALLOC.0) && !self.has(SHF_WRITE.0) && stays && is_there && (self.is_code() || constant)
+    }
+
+    fn start(&self, at: &BTreeMap<String, Gva>) -> Result<Gva, ModuleError> {
+        at.get(&self.name).copied().ok_or_else(|| ModuleError::NoSection { section: self.name.clone() })
+    }
+}
+
+fn within(start: u64, len: u64, end: usize) -> Option<Range<usize>> {
+    let start = usize::try_from(start).ok()?;
+    let last = start.checked_add(usize::try_from(len).ok()?)?;
+    (last <= end).then_some(start..last)
+}

@@ -1,0 +1,15 @@
+//! The journey of a patch, in its order.
+//!
+//! | phase | what it answers |
+//! |---|---|
+//! | [`link`] | whether what the guest has loaded is the patch |
+//! | [`place`] | where a function can be made to jump to another one |
+//! | [`quiet`] | whether the guest is changing its text at this moment |
+//! | [`stack_check`] | who is in the code that is replaced |
+//! | [`rewrite`] | which bytes change |
+
+pub mod link;
+pub mod place;
+pub mod quiet;
+pub mod rewrite;
+pub mod stack_check;

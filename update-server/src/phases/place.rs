@@ -1,0 +1,346 @@
+//! Where an old function can be made to jump to a new one.
+//!
+//! The NOP that ftrace has at the beginning of a function is the guest's own: the jump goes behind it, so that tracers, BPF and
+//! probes that are on it keep working. Behind a static key there are two ways on, and each gets a jump.
+
+use std::ops::Range;
+
+use iced_x86::{Code, Decoder, DecoderOptions};
+
+use crate::addr::Gva;
+use crate::image::{Image, JumpLabel, Site, SiteKind, Symbol};
+use crate::limits::{PLACE_BYTES, PLACES};
+use crate::x86::branches::{self, Lead, Leading};
+use crate::x86::jump::JUMP_BYTES;
+
+/// Why a function cannot be replaced. Addresses are those that the kernel was linked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoPlace {
+    /// It is not in the kernel's table of symbols.
+    #[error("the kernel has no function {function}")]
+    Unknown {
+        /// Its name.
+        function: String,
+    },
+    /// Several have its name, and the patch does not say which.
+    #[error(
+        "the kernel has {count} functions {function}; the patch must say which, by its position among them"
+    )]
+    Ambiguous {
+        /// Its name.
+        function: String,
+        /// How many.
+        count: usize,
+    },
+    /// It is not in the text that stays.
+    #[error("{function} is code that the kernel frees, or no code of its text")]
+    Gone {
+        /// Its name.
+        function: String,
+    },
+    /// It runs while the kernel is being entered or left, on a stack and with registers that are half the user's.
+    #[error("{function} is a part of the kernel's entry, which cannot be replaced")]
+    Entry {
+        /// Its name.
+        function: String,
+    },
+    /// What is there is no code.
+    #[error("what {function} has at {at} is no instruction")]
+    NoCode {
+        /// Its name.
+        function: String,
+        /// Where.
+        at: Gva,
+    },
+    /// It ends before there is room for a jump.
+    #[error("{function} is too short: a jump at {at} would have to reach beyond its end at {end}")]
+    TooShort {
+        /// Its name.
+        function: String,
+        /// Where the jump would begin.
+        at: Gva,
+        /// Where the function ends.
+        end: Gva,
+    },
+    /// The kernel rewrites bytes there, or finds an instruction there by its address.
+    #[error("{function} has a place of {} at {at}, under the jump", table.table())]
+    Site {
+        /// Its name.
+        function: String,
+        /// Where.
+        at: Gva,
+        /// Which table has it.
+        table: SiteKind,
+    },
+    /// Something leads into the bytes that the jump would take.
+    #[error("{from} leads to {at} in {function}, under the jump ({how})")]
+    Branch {
+        /// Its name.
+        function: String,
+        /// Where it leads.
+        at: Gva,
+        /// What leads there.
+        from: Gva,
+        /// How.
+        how: &'static str,
+    },
+    /// There are more static keys at its beginning than can be followed.
+    #[error("{function} begins with more than {limit} ways through static keys")]
+    TooManyWays {
+        /// Its name.
+        function: String,
+        /// The limit.
+        limit: usize,
+    },
+    /// Where addresses are in its data is not known.
+    #[error("the kernel image has no list of its addresses; boot the bzImage, which has one")]
+    NoRelocations,
+}
+
+/// One place that gets a jump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its first byte, where it was linked for.
+    pub at: Gva,
+    /// Bytes of the whole instructions that the jump is written over.
+    pub len: u8,
+    /// By which static key alone it is reached, if by one.
+    label: Option<JumpLabel>,
+}
+
+impl Place {
+    /// The bytes of the jump.
+    pub fn jump(&self) -> Range<Gva> {
+        self.at..self.at.wrapping_add(JUMP_BYTES as u64)
+    }
+}
+
+/// A function of the kernel that is to be replaced. Addresses are those that the kernel was linked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OldFunction {
+    /// Its name.
+    pub name: String,
+    /// Its code, without what is filled up behind it.
+    pub text: Range<Gva>,
+    /// The parts of it that lie elsewhere (`NAME.cold`).
+    pub cold: Vec<Range<Gva>>,
+    /// Where it gets a jump. Every way into it comes to one of these before it has done anything.
+    pub places: Vec<Place>,
+    /// What is in front of those: who is there has not begun.
+    before: Vec<Range<Gva>>,
+}
+
+/// Where an instruction is, seen from an old function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// Somewhere else.
+    Outside,
+    /// In front of the jump: it comes to the new function.
+    Before,
+    /// Within the bytes of the jump.
+    Under,
+    /// In the old function.
+    Inside,
+}
+
+impl OldFunction {
+    /// Finds the function `name` of `image` and its places. With several of that name, `position` tells which, by address from
+    /// 0 on.
+    pub fn find(image: &Image, name: &str, position: Option<usize>) -> Result<Self, NoPlace> {
+        let function = || name.to_owned();
+        let mut named: Vec<_> = image.symbols().named(name).filter(Symbol::is_function).collect();
+        named.dedup_by_key(|symbol| symbol.address);
+        let symbol = match (&named[..], position) {
+            ([], _) => return Err(NoPlace::Unknown { function: function() }),
+            ([only], None) => only,
+            (several, None) => {
+                return Err(NoPlace::Ambiguous { function: function(), count: several.len() });
+            }
+            (several, Some(index)) => {
+                several.get(index).ok_or_else(|| NoPlace::Unknown { function: function() })?
+            }
+        };
+        if image.relocations().is_empty() {
+            return Err(NoPlace::NoRelocations);
+        }
+        let text = text_of(image, symbol.address).ok_or_else(|| NoPlace::Gone { function: function() })?;
+        if is_entry(image, symbol.address) {
+            return Err(NoPlace::Entry { function: function() });
+        }
+        let mut old =
+            Self { name: function(), text, cold: Vec::new(), places: Vec::new(), before: Vec::new() };
+        old.cold = old.cold_parts(image);
+        old.find_places(image)?;
+        old.refuse_branches(image)?;
+        Ok(old)
+    }
+
+    /// Where the instruction at `at` is; `behind_call` if a call returns there, which has its last byte before it.
+    pub fn position(&self, at: Gva, behind_call: bool) -> Position {
+        let under = |place: &Place| at > place.at && place.jump().contains(&at);
+        if self.places.iter().any(under) {
+            return Position::Under;
+        }
+        let starts = self.places.iter().any(|place| place.at == at);
+        if starts || !behind_call && self.before.iter().any(|range| range.contains(&at)) {
+            return Position::Before;
+        }
+        let inside = if behind_call { Gva(at.0.wrapping_sub(1)) } else { at };
+        let mut parts = std::iter::once(&self.text).chain(&self.cold);
+        if parts.any(|part| part.contains(&inside)) { Position::Inside } else { Position::Outside }
+    }
+
+    /// The instructions of its text, up to the first that is none.
+    fn instructions<'i>(&self, image: &'i Image) -> Option<Decoder<'i>> {
+        let len = usize::try_from(self.text.end.0 - self.text.start.0).ok()?;
+        let code = image.bytes(self.text.start, len)?;
+        Some(Decoder::with_ip(64, code, self.text.start.0, DecoderOptions::NONE))
+    }
+
+    /// The compiler puts what is seldom run into a part with a name of its own, and only the function itself goes there.
+    fn cold_parts(&self, image: &Image) -> Vec<Range<Gva>> {
+        let mut parts = Vec::new();
+        let name = format!("{}.cold", self.name);
+        for instruction in self.instructions(image).into_iter().flatten() {
+            let target = Gva(instruction.near_branch_target());
+            if target.0 == 0 || self.text.contains(&target) {
+                continue;
+            }
+            let Some((symbol, _)) = image.symbols().function(target) else { continue };
+            // A static function that several files have has parts with numbers behind their names.
+            if symbol.name.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                && let Some(part) = text_of(image, symbol.address)
+                && !parts.contains(&part)
+            {
+                parts.push(part);
+            }
+        }
+        parts
+    }
+
+    /// Follows each way from the first instruction up to where a jump can be.
+    fn find_places(&mut self, image: &Image) -> Result<(), NoPlace> {
+        let mut ways: Vec<(Gva, Option<JumpLabel>)> = vec![(self.text.start, None)];
+        let mut seen = 0;
+        while let Some((at, label)) = ways.pop() {
+            seen += 1;
+            if seen > PLACES {
+                return Err(NoPlace::TooManyWays { function: self.name.clone(), limit: PLACES });
+            }
+            let site = image.sites().overlapping(at, 1).find(|site| site.start == at);
+            let nop = site.filter(|site| site.kind == SiteKind::Ftrace);
+            let key = site.filter(|site| site.kind == SiteKind::JumpLabel);
+            let behind = |site: &Site| site.start.wrapping_add(site.len.into());
+            if let Some(skipped) = self.mark(image, at).or_else(|| nop.map(behind)) {
+                self.before.push(at..skipped);
+                // What goes on only here does so, too.
+                ways.push((skipped, label));
+            } else if let Some(key) = key {
+                let index = image.sites().jump_labels().partition_point(|label| label.code < at);
+                let label = image.sites().jump_labels().get(index).filter(|label| label.code == at);
+                let label = *label.ok_or_else(|| self.in_the_way(key))?;
+                self.before.push(at..behind(key));
+                ways.push((behind(key), None));
+                ways.push((label.target, Some(label)));
+            } else {
+                let place = self.place(image, at, label)?;
+                if !self.places.contains(&place) {
+                    self.places.push(place);
+                }
+            }
+        }
+        self.places.sort_by_key(|place| place.at);
+        let overlap = self.places.windows(2).find(|pair| pair[0].jump().contains(&pair[1].at));
+        if let Some([first, second]) = overlap.map(|pair| [pair[0], pair[1]]) {
+            let how = "a static key";
+            return Err(NoPlace::Branch { function: self.name.clone(), at: second.at, from: first.at, how });
+        }
+        Ok(())
+    }
+
+    /// Behind the mark for indirect branches at `at`, if there is one.
+    fn mark(&self, image: &Image, at: Gva) -> Option<Gva> {
+        let bytes = image.bytes(at, 4)?;
+        let instruction = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+        let is_first = at == self.text.start;
+        (is_first && instruction.code() == Code::Endbr64).then(|| at.wrapping_add(4))
+    }
+
+    fn in_the_way(&self, site: &Site) -> NoPlace {
+        NoPlace::Site { function: self.name.clone(), at: site.start, table: site.kind }
+    }
+
+    /// The place at `at`, over whole instructions that nobody else has an interest in.
+    fn place(&self, image: &Image, at: Gva, label: Option<JumpLabel>) -> Result<Place, NoPlace> {
+        let function = || self.name.clone();
+        let part = std::iter::once(&self.text).chain(&self.cold).find(|part| part.contains(&at));
+        let end = part.ok_or_else(|| NoPlace::NoCode { function: function(), at })?.end;
+        let room = usize::try_from(end.0 - at.0).unwrap_or(usize::MAX).min(PLACE_BYTES);
+        let code = image.bytes(at, room).ok_or_else(|| NoPlace::NoCode { function: function(), at })?;
+        let mut decoder = Decoder::with_ip(64, code, at.0, DecoderOptions::NONE);
+        while decoder.position() < JUMP_BYTES {
+            let here = Gva(decoder.ip());
+            if !decoder.can_decode() {
+                return Err(NoPlace::TooShort { function: function(), at, end });
+            }
+            if decoder.decode().is_invalid() {
+                let cut = room < PLACE_BYTES && here.0 + 15 > end.0;
+                return Err(if cut {
+                    NoPlace::TooShort { function: function(), at, end }
+                } else {
+                    NoPlace::NoCode { function: function(), at: here }
+                });
+            }
+        }
+        let len = decoder.position();
+        if let Some(site) = image.sites().overlapping(at, len as u64).next() {
+            return Err(self.in_the_way(site));
+        }
+        Ok(Place { at, len: u8::try_from(len).unwrap_or(u8::MAX), label })
+    }
+
+    /// Nothing may lead into a jump, nor to its first byte, unless that is where everybody begins.
+    fn refuse_branches(&self, image: &Image) -> Result<(), NoPlace> {
+        let taken: Vec<_> = self.places.iter().map(Place::jump).collect();
+        for Leading { to, from, kind } in branches::leading_to(image, &taken) {
+            let place = self.places.iter().find(|place| place.jump().contains(&to));
+            let expected = place.is_some_and(|place| {
+                let own_key = place.label.is_some_and(|label| label.code == from);
+                to == place.at && (to == self.text.start || own_key)
+            });
+            if !expected {
+                let how = match kind {
+                    Lead::Instruction => "a branch",
+                    Lead::JumpLabel => "a static key",
+                    Lead::Fixup => "the table of exceptions",
+                    Lead::Pointer => "an address in the kernel's data",
+                };
+                return Err(NoPlace::Branch { function: self.name.clone(), at: to, from, how });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether it is among the code that processors enter and leave the kernel by (`.entry.text` in
+/// `arch/x86/kernel/vmlinux.lds.S`).
+fn is_entry(image: &Image, at: Gva) -> bool {
+    let symbol = |name| image.symbols().only(name).map(|symbol| symbol.address);
+    let (start, end) = (symbol("__entry_text_start"), symbol("__entry_text_end"));
+    start.zip(end).is_some_and(|(start, end)| (start..end).contains(&at))
+}
+
+/// The code of the function that begins at `start`, without what it is filled up with: INT3, NOPs, or nothing. `None` if it is
+/// not in the text that stays.
+fn text_of(image: &Image, start: Gva) -> Option<Range<Gva>> {
+    let (_, section, len) = image.sections().find(|(name, section, len)| {
+        *name == ".text" && start.offset_from(*section).is_some_and(|offset| offset < *len as u64)
+    })?;
+    let limit = section.wrapping_add(len as u64);
+    let (_, next) = image.symbols().function(start)?;
+    let end = next.unwrap_or(limit).min(limit);
+    let code = image.bytes(start, usize::try_from(end.0 - start.0).ok()?)?;
+    // Filled up with INT3 since 5.8, and single-byte NOPs in hand-written code.
+    let used = code.iter().rposition(|byte| !matches!(byte, 0xcc | 0x90)).map_or(0, |last| last + 1);
+    Some(start..start.wrapping_add(used as u64))
+}
