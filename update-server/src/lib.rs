@@ -12,6 +12,9 @@
 //! | [`text_check`] | the kernel's text, held against the image |
 //! | [`addr`] | guest addresses, of which there are two kinds that must not be mixed |
 //! | [`limits`] | every bound on what an image or a guest can make us do, with its reason |
+//! | [`server`] | every patch of a guest: applied, rolled back |
+//! | [`phases`] | what that takes, in its order |
+//! | [`journal`] | changes to memory, all or none |
 //! | [`steps`] | how much more of it may be looked at |
 #![forbid(unsafe_code)]
 
@@ -26,6 +29,7 @@ pub mod journal;
 pub mod kernel;
 pub mod limits;
 pub mod phases;
+pub mod server;
 pub mod steps;
 pub mod text_check;
 pub mod x86;

@@ -111,3 +111,6 @@ pub const PATCH_SECTIONS: usize = 1 << 16;
 pub const PATCH_SYMBOLS: usize = 1 << 16;
 /// Relocations of it.
 pub const PATCH_RELOCATIONS: usize = 1 << 20;
+
+/// Patches of one guest. A distributor makes some fifty in the life of a kernel.
+pub const PATCHES: usize = 256;

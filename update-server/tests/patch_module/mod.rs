@@ -1,0 +1,80 @@
+//! A module with code for functions of the kernel, built by the machine's compiler and linked by its linker.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use update_server::addr::Gva;
+use update_server::guest::Paused;
+
+use crate::small_guest::{Guest, physical};
+
+/// Every kind of reference that the compiler makes in kernel code: calls, addresses in data and code, strings, tables.
+const SOURCE: &str = r#"
+extern int outside(int);
+extern int counter;
+static const char *const names[] = { "one", "two" };
+int helper(int x) { return outside(x) + counter; }
+int (*const table[2])(int) = { helper, outside };
+const char *name_of(int i) { return names[i & 1]; }
+int replaced(int x) { counter += x; return table[x & 1](x) + helper(x) + name_of(x)[0]; }
+__asm__(".section .return_sites,\"a\"\n.long .Lplace - .\n.previous\n"
+        ".section .text\n.Lplace: jmp outside\n.previous\n");
+"#;
+
+const OUTSIDE: Gva = Gva(0xffff_ffff_8100_1234);
+const COUNTER: Gva = Gva(0xffff_ffff_8200_5678);
+
+fn run(program: &str, arguments: &[&str], folder: &Path) {
+    let output = Command::new(program).args(arguments).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+pub(crate) fn resolve(name: &str) -> Option<Gva> {
+    match name {
+        "outside" => Some(OUTSIDE),
+        "counter" => Some(COUNTER),
+        _ => None,
+    }
+}
+
+/// Bytes, and where they are.
+pub(crate) type Linked = (Gva, Vec<u8>);
+
+/// Where the sections of the module are, and their bytes as the machine's linker has linked them.
+pub(crate) fn linked_by_others(folder: &Path) -> (BTreeMap<String, Gva>, Vec<Linked>) {
+    fs::write(folder.join("patch.c"), SOURCE).unwrap();
+    let flags =
+        "-O2 -c -mcmodel=kernel -fno-pic -fno-asynchronous-unwind-tables -fcf-protection=none -mno-sse";
+    run("cc", &[flags.split(' ').collect::<Vec<_>>(), vec!["patch.c", "-o", "patch.o"]].concat(), folder);
+    let places = [
+        (".text", 0xffff_ffff_c000_8000),
+        (".rodata", 0xffff_ffff_c000_9000),
+        (".rodata.str1.1", 0xffff_ffff_c000_a000),
+        (".data", 0xffff_ffff_c000_b000),
+        (".bss", 0xffff_ffff_c000_c000),
+        (".return_sites", 0xffff_ffff_c000_d000_u64),
+    ];
+    // One output section for each of the input, at its place; what else there is does not matter.
+    let mut script = format!("outside = {:#x}; counter = {:#x}; SECTIONS {{\n", OUTSIDE.0, COUNTER.0);
+    for (name, at) in places {
+        writeln!(script, "{name} {at:#x} : {{ *({name}) }}").unwrap();
+    }
+    fs::write(folder.join("script"), script + "/DISCARD/ : { *(.comment .note*) }\n}\n").unwrap();
+    run("ld", &["-T", "script", "patch.o", "-o", "linked", "--no-relax"], folder);
+    let mut bytes = Vec::new();
+    for (name, at) in places {
+        let file = format!("bytes{name}");
+        run("objcopy", &["-O", "binary", "-j", name, "linked", &file], folder);
+        bytes.push((Gva(at), fs::read(folder.join(file)).unwrap_or_default()));
+    }
+    (places.into_iter().map(|(name, at)| (name.to_owned(), Gva(at))).collect(), bytes)
+}
+
+/// Puts bytes into a guest.
+pub(crate) fn put(guest: &Guest<'_>, at: Gva, bytes: &[u8]) {
+    Paused::write(guest, physical(at), bytes).unwrap();
+}
