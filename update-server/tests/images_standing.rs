@@ -161,3 +161,43 @@ fn the_stack_of_a_task_that_has_ended_goes_without_its_running() {
         assert!(census.effort.proven, "{name}");
     }
 }
+
+#[test]
+fn a_return_that_a_tracer_has_taken_over_is_known_while_tasks_switch() {
+    for (name, model) in models("a_return_that_a_tracer_has_taken_over_is_known_while_tasks_switch") {
+        let plan = Plan::new(&model);
+        let guest = Guest::new(&plan);
+        let types = model.image().types();
+        let node = |member| types.offset("rethook_node", member).unwrap();
+        let trampoline = model.image().symbols().only("arch_rethook_trampoline").unwrap().address;
+        // The first return address on the processor's stack is the tracer's, and in the record of its idle task, which holds
+        // the stack.
+        let registers = plan.vcpus[0].registers;
+        let kernel = Running::find(&model, &guest, guest.vcpus()).unwrap();
+        let before = census::take(&kernel, &guest).unwrap();
+        let frames = |census: &census::Census| {
+            let stack = census.stacks.iter().find(|stack| stack.task.address == plan.tasks[0]).unwrap();
+            assert_eq!(stack.outcome, Outcome::Complete, "{name}: {stack:?}");
+            stack.frames.clone()
+        };
+        let expected = frames(&before);
+        let slot = expected[1].slot.unwrap();
+        assert!(slot.0 >= registers.rsp, "{name}");
+        let record = plan.stacks[7].wrapping_add(0x100);
+        let words = [
+            (slot, trampoline.0),
+            (record.wrapping_add(node("ret_addr")), expected[1].address.0),
+            (record.wrapping_add(node("frame")), slot.0),
+            (plan.tasks[0].wrapping_add(types.offset("task_struct", "rethooks").unwrap()), {
+                record.wrapping_add(node("llist")).0
+            }),
+            // The processor still says that it runs the task before.
+            (plan.areas[0].wrapping_add(plan.layout.current), plan.tasks[5].0),
+        ];
+        for (at, word) in words {
+            guest.write((physical(at), word));
+        }
+        let kernel = Running::find(&model, &guest, guest.vcpus()).unwrap();
+        assert_eq!(frames(&census::take(&kernel, &guest).unwrap()), expected, "{name}");
+    }
+}

@@ -11,8 +11,9 @@ pub(super) struct Bounds<'c> {
     /// The lower end of the task's stack, once it is known.
     pub(super) task: Option<Gva>,
     pub(super) task_bytes: u64,
-    /// Whose records of what tracers have done to the stack are looked at.
-    pub(super) task_struct: Gva,
+    /// Whose records of what tracers have done to the stack are looked at. While tasks switch, a processor has two answers to
+    /// whose stack it is on; a record is about one place of one stack.
+    pub(super) owners: [Gva; 2],
 }
 
 impl Bounds<'_> {

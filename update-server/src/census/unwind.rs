@@ -71,7 +71,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
                 cpu: Some(cpu),
                 task: None,
                 task_bytes: self.kernel.model().stack_bytes,
-                task_struct: cpu.current,
+                owners: [cpu.current, cpu.queue_current],
             },
         )
     }
@@ -112,7 +112,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             cpu: None,
             task: Some(task.stack),
             task_bytes: model.stack_bytes,
-            task_struct: task.address,
+            owners: [task.address; 2],
         };
         let walk = self.walk(state, first, bounds);
         Stack { task, found, frames: walk.frames, outcome: walk.outcome }
@@ -215,8 +215,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             FrameKind::Call => {
                 let slot = sp.wrapping_offset(-8);
                 let found = self.word(slot, bounds)?;
-                let real = hooks::real_return(self.kernel, bounds.task_struct, found, slot, &self.steps);
-                let ip = real.ok().flatten().ok_or(Doubt::Hooked { slot })?;
+                let ip = self.real_return(found, slot, bounds).ok_or(Doubt::Hooked { slot })?;
                 *state = State { ip, sp, callee: Some(at), saved: Saved::None, ..*state };
                 self.check_call(ip, slot, at)?;
                 Frame { address: ip, behind_call: true, slot: Some(slot) }
@@ -276,8 +275,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         // It was come to by a return: what the address was taken from is just below.
         let sp = state.sp.wrapping_offset(depth);
         let slot = sp.wrapping_offset(-8);
-        let recorded = hooks::real_return(self.kernel, bounds.task_struct, start, slot, &self.steps);
-        let ip = match recorded.ok().flatten() {
+        let ip = match self.real_return(start, slot, bounds) {
             Some(ip) => ip,
             // The tracer has put it back, and has forgotten it.
             None if trampoline.restores && depth > 0 => self.word(slot, bounds)?,
@@ -287,6 +285,13 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         bounds.check(slot)?;
         *state = State { ip, sp, signal: false, callee: None, saved: Saved::None, ..*state };
         Ok(Frame { address: ip, behind_call: true, slot: (depth > 0).then_some(slot) })
+    }
+
+    /// Where a return from `slot` leads to, where `found` is; `None` if a tracer has taken it over and no record says from where.
+    fn real_return(&self, found: Gva, slot: Gva, bounds: &Bounds<'_>) -> Option<Gva> {
+        let [first, second] = bounds.owners;
+        let recorded = |task| hooks::real_return(self.kernel, task, found, slot, &self.steps).ok().flatten();
+        recorded(first).or_else(|| if second == first { None } else { recorded(second) })
     }
 
     /// 64 bits of a stack.
