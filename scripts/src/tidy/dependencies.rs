@@ -11,7 +11,7 @@ use crate::cargo::cargo;
 use crate::command::run;
 
 /// For each crate: those of ours it may depend on, and those of others' it must not.
-const RULES: [Rule; 6] = [
+const RULES: [Rule; 7] = [
     // It has no I/O, so that any VMM can embed it and all of it can be tested without one.
     Rule {
         name: "update-server",
@@ -24,6 +24,8 @@ const RULES: [Rule; 6] = [
         ours: &[],
         never: &["kvm-bindings", "kvm-ioctls", "libc", "minisign", "rustix", "tokio", "vm-memory"],
     },
+    // It makes patches on machines that run no guest, and meets what applies them only in the file.
+    Rule { name: "lucos-patch", ours: &["lucos-lup"], never: &["kvm-bindings", "kvm-ioctls", "vm-memory"] },
     // It runs guests; what fetches, builds and tests it is not part of it.
     Rule { name: "lucos-vmm", ours: &["update-server"], never: &[] },
     // They use the product from outside, as its users do, and may read what it writes with its own types.
