@@ -4,6 +4,8 @@ use crate::addr::{Gpa, Gva};
 use crate::guest::Memory;
 
 const PRESENT: u64 = 1;
+const WRITE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
 const LARGE: u64 = 1 << 7;
 /// Bits of an entry that hold a physical address; those from 52 on are flags.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -63,6 +65,15 @@ impl Page {
     }
 }
 
+/// What may be done with a page: what the entries of all levels allow (Intel SDM vol. 3A, 5.6; AMD APM vol. 2, 5.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rights {
+    /// User space may use it.
+    pub user: bool,
+    /// It may be written to.
+    pub write: bool,
+}
+
 impl PageTables {
     /// Those that CR3 and CR4 name.
     pub fn new(cr3: u64, cr4: u64) -> Self {
@@ -71,11 +82,17 @@ impl PageTables {
 
     /// The page with `at`.
     pub fn page(&self, memory: &impl Memory, at: Gva) -> Result<Page, Unmapped> {
+        self.page_and_rights(memory, at).map(|(page, _)| page)
+    }
+
+    /// The page with `at`, and what may be done with it.
+    pub fn page_and_rights(&self, memory: &impl Memory, at: Gva) -> Result<(Page, Rights), Unmapped> {
         let unused = 64 - PAGE_BITS - ENTRIES_BITS * self.levels;
         if (at.0.cast_signed() << unused >> unused).cast_unsigned() != at.0 {
             return Err(Unmapped::NotCanonical(at));
         }
         let mut table = self.root;
+        let mut allowed = USER | WRITE;
         for level in (1..=self.levels).rev() {
             let bits = PAGE_BITS + ENTRIES_BITS * (level - 1);
             let index = at.0 >> bits & ((1 << ENTRIES_BITS) - 1);
@@ -87,10 +104,12 @@ impl PageTables {
             if entry & PRESENT == 0 {
                 return Err(Unmapped::NotPresent { at, level });
             }
+            allowed &= entry;
             if level == 1 || level <= 3 && entry & LARGE != 0 {
                 // A large page's lowest address bits are flags.
                 let start = entry & ADDRESS & !((1 << bits) - 1);
-                return Ok(Page { start: Gpa(start), bits });
+                let rights = Rights { user: allowed & USER != 0, write: allowed & WRITE != 0 };
+                return Ok((Page { start: Gpa(start), bits }, rights));
             }
             table = Gpa(entry & ADDRESS);
         }
@@ -143,6 +162,23 @@ mod tests {
         assert_eq!(find(KERNEL), Err(Unmapped::NotPresent { at: Gva(KERNEL), level: 2 }));
         assert_eq!(find(0x0000_8000_0000_0000), Err(Unmapped::NotCanonical(Gva(0x0000_8000_0000_0000))));
         assert_eq!(find(0xffff_7fff_ffff_ffff), Err(Unmapped::NotCanonical(Gva(0xffff_7fff_ffff_ffff))));
+    }
+
+    #[test]
+    fn rights_are_those_that_every_level_gives() {
+        // Of the entries for the four pages, only the first says both; the table above all but the last does, too.
+        let entries = [0x5067, 0x5065, 0x5063, 0x5067];
+        let mut words = vec![(0x1000, 0x2067), (0x2000, 0x3067), (0x3000, 0x4067), (0x3008, 0x4061)];
+        words.extend((0x4000..).step_by(8).zip(entries));
+        let memory = Words(words);
+        let tables = PageTables::new(0x1000, 0);
+        let rights =
+            |at| tables.page_and_rights(&memory, Gva(at)).map(|(_, rights)| (rights.user, rights.write));
+        assert_eq!(rights(0x0abc), Ok((true, true)));
+        assert_eq!(rights(0x1000), Ok((true, false)));
+        assert_eq!(rights(0x2000), Ok((false, true)));
+        assert_eq!(rights(0x20_0000), Ok((false, false)));
+        assert_eq!(rights(0x4000), Err(Unmapped::NotPresent { at: Gva(0x4000), level: 1 }));
     }
 
     #[test]
