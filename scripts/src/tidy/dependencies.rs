@@ -11,7 +11,7 @@ use crate::cargo::cargo;
 use crate::command::run;
 
 /// For each crate: those of ours it may depend on, and those of others' it must not.
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 8] = [
     // It has no I/O, so that any VMM can embed it and all of it can be tested without one.
     Rule {
         name: "update-server",
@@ -26,6 +26,8 @@ const RULES: [Rule; 7] = [
     },
     // It makes patches on machines that run no guest, and meets what applies them only in the file.
     Rule { name: "lucos-patch", ours: &["lucos-lup"], never: &["kvm-bindings", "kvm-ioctls", "vm-memory"] },
+    // It is what a guest and its host agree on, and must fit into both.
+    Rule { name: "lucos-abi", ours: &[], never: &["libc", "rustix", "serde"] },
     // It runs guests; what fetches, builds and tests it is not part of it.
     Rule { name: "lucos-vmm", ours: &["update-server"], never: &[] },
     // They use the product from outside, as its users do, and may read what it writes with its own types.
