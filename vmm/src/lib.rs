@@ -16,10 +16,12 @@
 //! | [`console`] | the host's ends of the serial ports |
 //! | [`socket`] | Unix sockets: made for their owner, replaced when nobody listens |
 //! | [`doctor`] | what this host can run, and what to do about what is missing |
+//! | [`agent`] | the way to the agent in the guest: hypercalls, requests, patches from inside |
 //! | [`sys`] | every `unsafe` block: mappings and the ioctls the libraries lack |
 //! | [`memory`] | guest RAM (two mappings of one memfd) and the gate that devices write through |
 //! | [`device`] | what Linux needs to boot: buses, serial ports, PCI, NVMe, virtio, ACPI registers |
 
+pub mod agent;
 pub mod boot;
 pub mod cli;
 pub mod client;

@@ -108,6 +108,15 @@ impl Uart {
         }
     }
 
+    /// Puts one byte into the receive buffer if there is room, and does not wait.
+    ///
+    /// It is for waking a reader: one who has not read what fills the buffer will wake for that.
+    pub fn offer(&self, byte: u8) {
+        if let Err(error) = self.lock().enqueue_raw_bytes(&[byte]) {
+            tracing::debug!("serial port: a byte to wake the guest's reader is left out: {error:?}");
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Serial<Irq, NoEvents, Sink>> {
         self.serial.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,6 +183,29 @@ mod tests {
             }
         });
         assert_eq!(output, input);
+    }
+
+    #[test]
+    fn a_byte_is_offered_beside_others_and_left_out_without_room() {
+        let uart = Uart::new(Arc::new(Collected::default())).unwrap();
+        uart.receive(b"ab", || true);
+        (0..200).for_each(|_| uart.offer(b'w'));
+        let mut read = Vec::new();
+        loop {
+            let mut status = [0];
+            uart.read(5, &mut status);
+            if status[0] & 1 == 0 {
+                break;
+            }
+            let mut byte = [0];
+            uart.read(0, &mut byte);
+            read.push(byte[0]);
+        }
+        assert!(read.starts_with(b"abww") && read.len() < 200, "{}", read.len());
+        uart.offer(b'x');
+        let mut byte = [0];
+        uart.read(0, &mut byte);
+        assert_eq!(byte, *b"x");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use signal_hook::iterator::Signals;
 use super::MachineError;
 use super::controller::Controller;
 use super::events::{Event, Events};
+use crate::agent::AgentLink;
 use crate::config::{MachineSpec, SerialSpec};
 use crate::console::{AgentSocket, ConsoleCommands, ConsoleInput, OutputQueue, RawTerminal};
 use crate::control::{ControlServer, MachineControl};
@@ -19,6 +20,7 @@ use crate::device::serial::{SerialSink, Uart};
 pub(super) struct HostSide {
     console: Arc<Uart>,
     agent: Arc<Uart>,
+    link: Arc<AgentLink>,
     output: Option<Arc<OutputQueue>>,
     // Dropped in this order: input first, so that nothing writes to a UART whose machine is gone; the
     // terminal last, when nothing prints any more.
@@ -40,6 +42,7 @@ impl HostSide {
         spec: &MachineSpec,
         events: &Events,
         controller: &Arc<Controller>,
+        link: &Arc<AgentLink>,
     ) -> Result<Self, MachineError> {
         let signals = forward_signals(events).map_err(MachineError::host("handle signals"))?;
         let fail = |what: &'static str| MachineError::host(what);
@@ -61,6 +64,7 @@ impl HostSide {
         let mut agent_socket = AgentSocket::bind(spec.agent.as_deref())?;
         let uart = |sink| Uart::new(sink).map(Arc::new).map_err(fail("create a serial port"));
         let (console, agent) = (uart(sink)?, uart(agent_socket.sink())?);
+        link.wake_through(Arc::clone(&agent));
         agent_socket.start(Arc::clone(&agent)).map_err(fail("serve the agent's socket"))?;
         let api = spec
             .api_socket
@@ -78,6 +82,7 @@ impl HostSide {
         Ok(Self {
             console,
             agent,
+            link: Arc::clone(link),
             output,
             _input: input,
             _api: api,
@@ -93,6 +98,10 @@ impl HostSide {
 
     pub(super) fn agent(&self) -> &Arc<Uart> {
         &self.agent
+    }
+
+    pub(super) fn link(&self) -> &Arc<AgentLink> {
+        &self.link
     }
 }
 

@@ -14,6 +14,7 @@ use super::MachineError;
 use super::attached::Attached;
 use super::events::Events;
 use super::host::HostSide;
+use crate::agent::HypercallPort;
 use crate::boot::{self, BootSource, KernelImage, REBOOT_MODE};
 use crate::config::{MacAddress, MachineSpec};
 use crate::control::ControlError;
@@ -144,7 +145,9 @@ impl Instance {
         let gate = Arc::new(DmaGate::default());
 
         // 2. Devices.
-        let bus = PortsAndMemory { ports: Bus::new("I/O port"), pci: Arc::new(PciBus::new()) };
+        host.link().reset();
+        let hypercalls = HypercallPort::new(vm.ram().memory().clone(), Arc::clone(host.link()));
+        let bus = PortsAndMemory { ports: Bus::new("I/O port"), pci: Arc::new(PciBus::new()), hypercalls };
         let power = events.power();
         for (port, uart) in [(COM1, host.console()), (COM2, host.agent())] {
             uart.reset().map_err(MachineError::host("reset a serial port"))?;

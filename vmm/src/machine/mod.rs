@@ -14,6 +14,7 @@ pub use error::{GuestExit, MachineError};
 
 use std::sync::Arc;
 
+use crate::agent::{AgentEvents, AgentLink};
 use crate::boot::KernelImage;
 use crate::config::MachineSpec;
 use crate::control::model::MachineState;
@@ -23,8 +24,20 @@ use events::{Event, Events};
 use host::HostSide;
 use instance::{Instance, Parts};
 
+/// Nobody owns updates: what the guest's agent says is for the log, and patches from inside are refused.
+struct NoUpdates;
+
+impl AgentEvents for NoUpdates {
+    fn changed(&self) {}
+}
+
 /// Runs the machine until its guest switches off or something ends it.
 pub fn run(spec: &MachineSpec) -> Result<GuestExit, MachineError> {
+    run_with(spec, &Arc::new(AgentLink::new(Arc::new(NoUpdates))))
+}
+
+/// The same for an embedder that speaks with the guest's agent itself, through `link`.
+pub fn run_with(spec: &MachineSpec, link: &Arc<AgentLink>) -> Result<GuestExit, MachineError> {
     crate::sys::vcpu::install_kick_handler()
         .map_err(MachineError::host("install the kick signal's handler"))?;
     let events = Events::new();
@@ -32,7 +45,7 @@ pub fn run(spec: &MachineSpec) -> Result<GuestExit, MachineError> {
     let kernel = KernelImage::open(&spec.kernel).map_err(crate::boot::BootError::from)?;
     let image = kernel.file().map_err(MachineError::host("keep the kernel image open"))?;
     let controller = Arc::new(Controller::new(spec.clone(), events.sender(), Inspector::new(image)));
-    let host = HostSide::open(spec, &events, &controller)?;
+    let host = HostSide::open(spec, &events, &controller, link)?;
     loop {
         let instance = Instance::start(spec, &kernel, &parts, &host, &events)?;
         controller.started(&instance);

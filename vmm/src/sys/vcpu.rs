@@ -153,6 +153,15 @@ impl Attached<'_> {
         self.run()
     }
 
+    /// Puts the answer to a [`VmExit::Hypercall`], which was the last exit, where the guest gets it on the next entry.
+    pub fn answer(&mut self, value: u32) {
+        if let VmExit::PortIn { data, .. } = self.decode_io()
+            && data.len() == size_of_val(&value)
+        {
+            data.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+
     /// Whether the guest is in system management mode, which this VMM never puts it in. KVM says so at the end
     /// of each `KVM_RUN`, however that ends (KVM api.rst 5, `KVM_RUN_X86_SMM`).
     fn in_smm(&mut self) -> bool {
@@ -166,30 +175,42 @@ impl Attached<'_> {
         compiler_fence(Ordering::SeqCst);
     }
 
-    fn decode(&mut self) -> VmExit<'_> {
+    /// What an exit for a port asks for; of any other exit it is [`VmExit::Unexpected`].
+    fn decode_io(&mut self) -> VmExit<'_> {
         let size = self.vcpu.vm.fd().run_size();
         let run = self.vcpu.fd.get_kvm_run();
+        if run.exit_reason != KVM_EXIT_IO {
+            return VmExit::Unexpected { reason: run.exit_reason };
+        }
+        // SAFETY: `exit_reason` says that `io` is the valid member of the union.
+        let io = unsafe { run.__bindgen_anon_1.io };
+        let unit = usize::from(io.size);
+        let len = unit * io.count as usize;
+        let offset = usize::try_from(io.data_offset).unwrap_or(usize::MAX);
+        if unit == 0 || offset.checked_add(len).is_none_or(|end| end > size) {
+            return VmExit::Unexpected { reason: KVM_EXIT_IO };
+        }
+        let base: *mut u8 = ptr::from_mut(run).cast();
+        // SAFETY: the range was just checked to lie in the mapping of `size` bytes.
+        let start = unsafe { base.add(offset) };
+        // SAFETY: as above; the borrow of `self` keeps the mapping and excludes KVM_RUN.
+        let data = unsafe { std::slice::from_raw_parts_mut(start, len) };
+        if u32::from(io.direction) == KVM_EXIT_IO_IN {
+            VmExit::PortIn { port: io.port, size: unit, data }
+        } else {
+            VmExit::PortOut { port: io.port, size: unit, data }
+        }
+    }
+
+    fn decode(&mut self) -> VmExit<'_> {
+        if let VmExit::PortIn { port: lucos_abi::PORT, size: 4, data: [_, _, _, _] } = self.decode_io() {
+            return VmExit::Hypercall;
+        }
+        if self.vcpu.fd.get_kvm_run().exit_reason == KVM_EXIT_IO {
+            return self.decode_io();
+        }
+        let run = self.vcpu.fd.get_kvm_run();
         match run.exit_reason {
-            KVM_EXIT_IO => {
-                // SAFETY: `exit_reason` says that `io` is the valid member of the union.
-                let io = unsafe { run.__bindgen_anon_1.io };
-                let unit = usize::from(io.size);
-                let len = unit * io.count as usize;
-                let offset = usize::try_from(io.data_offset).unwrap_or(usize::MAX);
-                if unit == 0 || offset.checked_add(len).is_none_or(|end| end > size) {
-                    return VmExit::Unexpected { reason: KVM_EXIT_IO };
-                }
-                let base: *mut u8 = ptr::from_mut(run).cast();
-                // SAFETY: the range was just checked to lie in the mapping of `size` bytes.
-                let start = unsafe { base.add(offset) };
-                // SAFETY: as above; the borrow of `self` keeps the mapping and excludes KVM_RUN.
-                let data = unsafe { std::slice::from_raw_parts_mut(start, len) };
-                if u32::from(io.direction) == KVM_EXIT_IO_IN {
-                    VmExit::PortIn { port: io.port, size: unit, data }
-                } else {
-                    VmExit::PortOut { port: io.port, size: unit, data }
-                }
-            }
             KVM_EXIT_MMIO => {
                 // SAFETY: `exit_reason` says that `mmio` is the valid member of the union.
                 let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };

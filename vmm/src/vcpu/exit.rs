@@ -12,6 +12,9 @@ pub enum VmExit<'a> {
         /// The units, to be filled in order.
         data: &'a mut [u8],
     },
+    /// A hypercall (`lucos_abi`): the arguments are in the vCPU's registers, and the answer goes where a read of the port
+    /// puts it.
+    Hypercall,
     /// Writes to a port.
     PortOut {
         /// I/O port.
@@ -67,6 +70,8 @@ pub enum ExitKind {
     PortIn,
     /// [`VmExit::PortOut`].
     PortOut,
+    /// [`VmExit::Hypercall`].
+    Hypercall,
     /// [`VmExit::MmioRead`].
     MmioRead,
     /// [`VmExit::MmioWrite`].
@@ -79,9 +84,10 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// All kinds, with the names that the API shows.
-    pub const NAMES: [(Self, &'static str); 6] = [
+    pub const NAMES: [(Self, &'static str); 7] = [
         (Self::PortIn, "port_in"),
         (Self::PortOut, "port_out"),
+        (Self::Hypercall, "hypercall"),
         (Self::MmioRead, "mmio_read"),
         (Self::MmioWrite, "mmio_write"),
         (Self::Interrupted, "interrupted"),
@@ -95,6 +101,7 @@ impl VmExit<'_> {
         match self {
             Self::PortIn { .. } => ExitKind::PortIn,
             Self::PortOut { .. } => ExitKind::PortOut,
+            Self::Hypercall => ExitKind::Hypercall,
             Self::MmioRead { .. } => ExitKind::MmioRead,
             Self::MmioWrite { .. } => ExitKind::MmioWrite,
             Self::Interrupted => ExitKind::Interrupted,

@@ -1,5 +1,6 @@
 //! Virtual processors: one thread each, their states, and how all of them are stopped at once.
 
+mod caller;
 mod cpuid;
 mod exit;
 mod msr;

@@ -19,11 +19,13 @@ use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use update_server::guest::Vcpu;
 use vmm_sys_util::signal::Killable;
 
+use super::caller::caller;
 use super::cpuid::CpuModel;
 use super::exit::{ExitKind, VmExit};
 use super::pause::{PauseError, Rendezvous};
 use super::snapshot::snapshot;
 use super::{msr, regs};
+use crate::agent::HypercallPort;
 use crate::boot::BootEntry;
 use crate::device::bus::Bus;
 use crate::device::pci::PciBus;
@@ -36,16 +38,19 @@ const STACK: usize = 256 << 10;
 /// of its buffer (KVM's PIO buffer is one page), so 65,536 units end long before this.
 const DRAIN_LIMIT: usize = 1 << 17;
 
-/// Where exits go: the two address spaces of a PC.
+/// Where exits go: the two address spaces of a PC, and hypercalls.
 #[derive(Debug)]
 pub struct PortsAndMemory {
     /// I/O ports.
     pub ports: Bus,
     /// Memory addresses without RAM.
     pub pci: Arc<PciBus>,
+    /// Hypercalls. They are on no bus: they need the registers and page tables of the vCPU that makes them.
+    pub hypercalls: HypercallPort,
 }
 
 impl PortsAndMemory {
+    /// Serves any exit but a hypercall.
     fn serve(&self, exit: VmExit<'_>) -> Result<(), GuestStop> {
         match exit {
             VmExit::PortIn { port, size, data } => {
@@ -61,7 +66,7 @@ impl PortsAndMemory {
             VmExit::MmioWrite { address, data } => {
                 self.pci.write_memory(address, data);
             }
-            VmExit::Interrupted => {}
+            VmExit::Interrupted | VmExit::Hypercall => {}
             VmExit::Shutdown => return Err(GuestStop::TripleFault),
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
             VmExit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, data } => {
@@ -276,7 +281,10 @@ fn running(vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounters) ->
     while !shared.rendezvous.requested() {
         let exit = vcpu.run().map_err(|error| kvm_run_failed(&error))?;
         counters.count(exit.kind());
-        shared.bus.serve(exit)?;
+        match exit {
+            VmExit::Hypercall => serve_hypercall(vcpu, &shared.bus.hypercalls)?,
+            other => shared.bus.serve(other)?,
+        }
     }
     Ok(())
 }
@@ -289,9 +297,19 @@ fn drain(vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounters) -> R
             return Ok(());
         }
         counters.count(exit.kind());
-        shared.bus.serve(exit)?;
+        match exit {
+            VmExit::Hypercall => serve_hypercall(vcpu, &shared.bus.hypercalls)?,
+            other => shared.bus.serve(other)?,
+        }
     }
     Err(GuestStop::Stuck(format!("one instruction left the guest more than {DRAIN_LIMIT} times")))
+}
+
+/// Answers a hypercall: only here are registers read, so that other exits cost no more.
+fn serve_hypercall(vcpu: &mut Attached<'_>, port: &HypercallPort) -> Result<(), GuestStop> {
+    let caller = caller(vcpu.fd()).map_err(|error| GuestStop::Stuck(error.to_string()))?;
+    vcpu.answer(port.serve(&caller));
+    Ok(())
 }
 
 /// Adds where the vCPU is to why it cannot go on.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::Kvm;
+use lucos_vmm::agent::{AgentEvents, AgentLink, HypercallPort};
 use lucos_vmm::boot::{self, BootSource, KernelImage};
 use lucos_vmm::config::CpuProfile;
 use lucos_vmm::device::bus::{Bus, BusDevice};
@@ -59,12 +60,30 @@ impl BusDevice for Results {
     }
 }
 
+/// Counts how often the link to the agent calls.
+#[derive(Debug, Default)]
+pub(crate) struct Changes(AtomicU64);
+
+impl Changes {
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl AgentEvents for Changes {
+    fn changed(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 /// vCPUs that run a program.
 #[derive(Debug)]
 pub(crate) struct Vcpus {
     pub(crate) threads: VcpuThreads,
     pub(crate) vm: Arc<GuestVm>,
     pub(crate) ports: Vec<Arc<Port>>,
+    pub(crate) link: Arc<AgentLink>,
+    pub(crate) changes: Arc<Changes>,
     results: Arc<Results>,
     stops: Arc<Mutex<Vec<(u8, GuestStop)>>>,
 }
@@ -89,7 +108,10 @@ impl Vcpus {
         let kernel = KernelImage::open(file.path()).unwrap();
         let source = BootSource { kernel: &kernel, initrd: None, cmdline: "", cpus };
         let entry = boot::load(vm.ram(), &source).unwrap();
-        let bus = PortsAndMemory { ports: Bus::new("I/O port"), pci: Arc::new(PciBus::new()) };
+        let changes = Arc::new(Changes::default());
+        let link = Arc::new(AgentLink::new(Arc::clone(&changes) as _));
+        let hypercalls = HypercallPort::new(vm.ram().memory().clone(), Arc::clone(&link));
+        let bus = PortsAndMemory { ports: Bus::new("I/O port"), pci: Arc::new(PciBus::new()), hypercalls };
         let ports: Vec<Arc<Port>> = (0..cpus).map(|_| Arc::default()).collect();
         for (id, port) in (0..).zip(&ports) {
             bus.ports.insert(FIRST + id * 8, 8, Arc::clone(port) as _).unwrap();
@@ -104,7 +126,7 @@ impl Vcpus {
         let heard = Arc::clone(&stops);
         let on_stop = move |id, stop| heard.lock().unwrap().push((id, stop));
         let threads = VcpuThreads::start(&vm, &model, cpus, entry, Arc::new(bus), on_stop).unwrap();
-        Self { threads, vm, ports, results, stops }
+        Self { threads, vm, ports, link, changes, results, stops }
     }
 
     pub(crate) fn word(&self, address: u64) -> u64 {
