@@ -11,7 +11,7 @@ use crate::cargo::cargo;
 use crate::command::run;
 
 /// For each crate: those of ours it may depend on, and those of others' it must not.
-const RULES: [Rule; 8] = [
+const RULES: [Rule; 9] = [
     // It has no I/O, so that any VMM can embed it and all of it can be tested without one.
     Rule {
         name: "update-server",
@@ -28,6 +28,8 @@ const RULES: [Rule; 8] = [
     Rule { name: "lucos-patch", ours: &["lucos-lup"], never: &["kvm-bindings", "kvm-ioctls", "vm-memory"] },
     // It is what a guest and its host agree on, and must fit into both.
     Rule { name: "lucos-abi", ours: &[], never: &["libc", "rustix", "serde"] },
+    // It is in guests, and knows of the host what every guest may know.
+    Rule { name: "lucos-agent", ours: &["lucos-abi"], never: &["kvm-bindings", "kvm-ioctls", "vm-memory"] },
     // It runs guests; what fetches, builds and tests it is not part of it.
     Rule { name: "lucos-vmm", ours: &["lucos-abi", "update-server"], never: &[] },
     // They use the product from outside, as its users do, and may read what it writes with its own types.
