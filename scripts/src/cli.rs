@@ -107,6 +107,8 @@ enum ImageName {
     Tiny,
     /// BusyBox as an initramfs.
     TinyCpio,
+    /// The guest's agent, as an initramfs.
+    Agent,
     /// The module that plants stacks to be found, as an initramfs for each guest kernel.
     Plant,
     /// A full Debian on an ext4 disk.
@@ -186,6 +188,9 @@ fn build(arguments: &Image) -> Result<()> {
     }
     if wanted(ImageName::TinyCpio) {
         println!("{}", images::tiny_cpio(&cache)?.display());
+    }
+    if wanted(ImageName::Agent) {
+        println!("{}", images::agent(&cache)?.display());
     }
     if wanted(ImageName::Plant) {
         for need in images::guest_kernels() {

@@ -2,6 +2,7 @@
 //!
 //! Every path that is returned belongs to the cache: boot a copy, or read-only.
 
+mod agent;
 mod bootstrap;
 mod debian;
 mod ext4;
@@ -31,6 +32,11 @@ pub fn tiny_cpio(cache: &Cache) -> Result<PathBuf> {
 /// An initramfs with `lucos_plant.ko` for a kernel, to be put behind another one.
 pub fn plant(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     plant::initramfs(cache, kernel)
+}
+
+/// The guest's agent, as an initramfs to be put behind another one.
+pub fn agent(cache: &Cache) -> Result<PathBuf> {
+    agent::initramfs(cache)
 }
 
 /// A full Debian userland on an ext4 disk, with the modules that our guests can use for each guest kernel.

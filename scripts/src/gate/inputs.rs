@@ -30,6 +30,7 @@ pub(super) fn small() -> Result<Vec<Image>> {
     }
     list.push(image("tiny.img", images::tiny(&cache)?));
     list.push(image("tiny.cpio", images::tiny_cpio(&cache)?));
+    list.push(image("agent.cpio", images::agent(&cache)?));
     // The hosts' own: a session would make them, too, but in the time that is meant for tests.
     images::host_root(&cache)?;
     bed::prepare(&cache)?;

@@ -1,0 +1,88 @@
+//! The guest's agent: one static program that runs in any guest, and the unit that has systemd start it.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bed;
+use crate::cache::{Cache, Inputs, workspace_root};
+use crate::cargo::cargo;
+use crate::command::{command, run};
+use crate::cpio;
+use crate::progress::Step;
+
+/// Rust's targets that it can be built for, the better one first: a C library that is made for static programs, and the one
+/// that every toolchain here has.
+const TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "x86_64-unknown-linux-gnu"];
+const PROGRAM: &str = "lucos-agent";
+const UNIT: &str = "lucos-agent.service";
+/// All that it is built from.
+const SOURCES: [&str; 5] = ["Cargo.lock", "Cargo.toml", "abi", "guest-agent", "rust-toolchain.toml"];
+
+/// An archive with it. The kernel unpacks archives that are one behind the other (`init/initramfs.c`), so it is put behind
+/// that of a guest.
+pub(super) fn initramfs(cache: &Cache) -> Result<PathBuf> {
+    Ok(entry(cache)?.join("agent.cpio"))
+}
+
+fn entry(cache: &Cache) -> Result<PathBuf> {
+    let root = workspace_root();
+    let target = target()?;
+    let mut inputs = Inputs::new().with("target", target).with("code", include_str!("agent.rs"));
+    for source in SOURCES {
+        inputs = with_files(inputs, &root, Path::new(source))?;
+    }
+    cache.entry("images/agent", &inputs, |folder| {
+        let step = Step::start(format!("building {PROGRAM} for guests"));
+        let program = build(target)?;
+        fs::copy(&program, folder.join(PROGRAM)).context("cannot copy the agent")?;
+        fs::copy(root.join("guest-agent").join(UNIT), folder.join(UNIT)).context("cannot copy its unit")?;
+        let mut archive = cpio::Archive::new(BufWriter::new(File::create(folder.join("agent.cpio"))?));
+        archive.file(&format!("bin/{PROGRAM}"), 0o755, &fs::read(&program)?)?;
+        archive.finish()?;
+        step.done();
+        Ok(())
+    })
+}
+
+/// The first target that the toolchain has a standard library for.
+fn target() -> Result<&'static str> {
+    let installed = |target: &&str| {
+        let mut rustc = command("rustc");
+        rustc.current_dir(workspace_root()).args(["--print", "target-libdir", "--target", target]);
+        run(&mut rustc, "ask rustc for its targets").is_ok_and(|folder| Path::new(folder.trim()).exists())
+    };
+    TARGETS
+        .into_iter()
+        .find(installed)
+        .context("rustc has a standard library for none of the agent's targets")
+}
+
+fn build(target: &str) -> Result<PathBuf> {
+    let folder = bed::target_folder().join("agent");
+    let mut build = cargo();
+    build.args(["build", "--release", "--locked", "--quiet", "--package", PROGRAM, "--target", target]);
+    // With a target named, these are not those of build scripts.
+    build.arg("--target-dir").arg(&folder).env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
+    run(&mut build, "build the agent")?;
+    let program = folder.join(target).join("release").join(PROGRAM);
+    ensure!(program.exists(), "cargo has not put the agent at {}", program.display());
+    Ok(program)
+}
+
+/// Adds the file `inner`, or each file below it, by its path.
+fn with_files(inputs: Inputs, root: &Path, inner: &Path) -> Result<Inputs> {
+    let path = root.join(inner);
+    let say = || format!("cannot read {}", path.display());
+    if path.is_file() {
+        return Ok(inputs.with(&inner.to_string_lossy(), fs::read(&path).with_context(say)?));
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&path).with_context(say)? {
+        names.push(entry.with_context(say)?.file_name());
+    }
+    names.sort();
+    names.iter().try_fold(inputs, |inputs, name| with_files(inputs, root, &inner.join(name)))
+}
