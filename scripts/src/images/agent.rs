@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::BufWriter;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -27,6 +28,11 @@ pub(super) fn initramfs(cache: &Cache) -> Result<PathBuf> {
     Ok(entry(cache)?.join("agent.cpio"))
 }
 
+/// A tar archive with it and its unit, enabled, to be unpacked over a userland with systemd.
+pub(super) fn tar(cache: &Cache) -> Result<PathBuf> {
+    Ok(entry(cache)?.join("agent.tar"))
+}
+
 fn entry(cache: &Cache) -> Result<PathBuf> {
     let root = workspace_root();
     let target = target()?;
@@ -37,8 +43,7 @@ fn entry(cache: &Cache) -> Result<PathBuf> {
     cache.entry("images/agent", &inputs, |folder| {
         let step = Step::start(format!("building {PROGRAM} for guests"));
         let program = build(target)?;
-        fs::copy(&program, folder.join(PROGRAM)).context("cannot copy the agent")?;
-        fs::copy(root.join("guest-agent").join(UNIT), folder.join(UNIT)).context("cannot copy its unit")?;
+        install(&program, &root.join("guest-agent").join(UNIT), &folder.join("agent.tar"))?;
         let mut archive = cpio::Archive::new(BufWriter::new(File::create(folder.join("agent.cpio"))?));
         archive.file(&format!("bin/{PROGRAM}"), 0o755, &fs::read(&program)?)?;
         archive.finish()?;
@@ -70,6 +75,26 @@ fn build(target: &str) -> Result<PathBuf> {
     let program = folder.join(target).join("release").join(PROGRAM);
     ensure!(program.exists(), "cargo has not put the agent at {}", program.display());
     Ok(program)
+}
+
+/// Packs what is installed: the files alone, so that no folder of a userland gets the owner or mode of one of ours.
+fn install(program: &Path, unit: &Path, tar: &Path) -> Result<()> {
+    let tree = tempfile::tempdir().context("cannot make a folder for the agent")?;
+    let place = |path: &str| -> Result<PathBuf> {
+        let path = tree.path().join(path);
+        fs::create_dir_all(path.parent().unwrap_or(tree.path()))?;
+        Ok(path)
+    };
+    let (program_place, unit_place) =
+        (format!("usr/sbin/{PROGRAM}"), format!("usr/lib/systemd/system/{UNIT}"));
+    let enabled = format!("etc/systemd/system/multi-user.target.wants/{UNIT}");
+    fs::copy(program, place(&program_place)?).context("cannot copy the agent")?;
+    fs::copy(unit, place(&unit_place)?).context("cannot copy the agent's unit")?;
+    symlink(format!("/{unit_place}"), place(&enabled)?).context("cannot enable the agent's unit")?;
+    let mut pack = command("tar");
+    pack.arg("-C").arg(tree.path()).args(["--owner=0", "--group=0", "--numeric-owner", "-cf"]).arg(tar);
+    run(pack.args([program_place, unit_place, enabled]), "pack the agent")?;
+    Ok(())
 }
 
 /// Adds the file `inner`, or each file below it, by its path.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::bootstrap::Bootstrap;
-use super::{ext4, guest_kernels, modules};
+use super::{agent, ext4, guest_kernels, modules};
 use crate::archive::SUITE;
 use crate::cache::{Cache, Inputs};
 use crate::kernels::{self, Kernel};
@@ -61,38 +61,53 @@ const MODULES: [&str; 18] = [
 const SETUP: &str = include_str!("../../guest/debian-setup");
 const SIZE: &str = "1280M";
 
-/// An ext4 disk for `root=/dev/nvme0n1`.
+/// An ext4 disk for `root=/dev/nvme0n1`, with the agent as a service.
 pub(super) fn disk(cache: &Cache) -> Result<PathBuf> {
-    let kernels: Vec<Kernel> =
-        guest_kernels().iter().map(|need| kernels::find(cache, need)).collect::<Result<_>>()?;
-    let mut inputs = Inputs::new()
-        .with("suite", SUITE)
+    let (userland, agent) = (userland(cache)?, agent::tar(cache)?);
+    // The folder that each is in is named by all that it is made from.
+    let key = |path: &Path| path.parent().and_then(Path::file_name).unwrap_or_default().to_owned();
+    let inputs = Inputs::new()
         .with("size", SIZE)
-        .with("setup", SETUP)
-        .with("code", include_str!("debian.rs"))
-        .with("bootstrap", include_str!("bootstrap.rs"));
-    for kernel in &kernels {
-        inputs = inputs.with(&kernel.release, &kernel.version);
-    }
+        .with("userland", key(&userland).as_encoded_bytes())
+        .with("agent", key(&agent).as_encoded_bytes())
+        .with("code", include_str!("debian.rs"));
     let place = cache.entry("images/debian", &inputs, |folder| {
         let step = Step::start("building the Debian guest's disk");
-        build(cache, &kernels, folder)?;
+        let scratch =
+            tempfile::tempdir_in(cache.root().join("tmp")).context("cannot make a folder to build in")?;
+        let root = scratch.path().join("root");
+        ext4::from_tars(&[&userland, &agent], &root, &folder.join("debian.ext4"), SIZE)?;
         step.done();
         Ok(())
     })?;
     Ok(place.join("debian.ext4"))
 }
 
-fn build(cache: &Cache, kernels: &[Kernel], folder: &Path) -> Result<()> {
-    let scratch =
-        tempfile::tempdir_in(cache.root().join("tmp")).context("cannot make a folder to build in")?;
-    let (extra, tar) = (scratch.path().join("modules.tar"), scratch.path().join("debian.tar"));
-    let tree = scratch.path().join("modules");
-    for kernel in kernels {
-        modules::pick(kernel, &MODULES, &tree)?;
+/// The userland as a tar archive. It is kept, because it takes minutes to make and changes more rarely than the agent does.
+fn userland(cache: &Cache) -> Result<PathBuf> {
+    let kernels: Vec<Kernel> =
+        guest_kernels().iter().map(|need| kernels::find(cache, need)).collect::<Result<_>>()?;
+    let mut inputs = Inputs::new()
+        .with("suite", SUITE)
+        .with("setup", SETUP)
+        .with("code", include_str!("debian.rs"))
+        .with("bootstrap", include_str!("bootstrap.rs"));
+    for kernel in &kernels {
+        inputs = inputs.with(&kernel.release, &kernel.version);
     }
-    modules::pack(&tree, &extra)?;
-    let bootstrap = Bootstrap::of(cache, &PACKAGES).add(&extra).script(SETUP);
-    bootstrap.run("put the Debian guest together", Some(&tar))?;
-    ext4::from_tar(&tar, &scratch.path().join("root"), &folder.join("debian.ext4"), SIZE)
+    let place = cache.entry("images/debian-userland", &inputs, |folder| {
+        let step = Step::start("putting the Debian guest together");
+        let scratch =
+            tempfile::tempdir_in(cache.root().join("tmp")).context("cannot make a folder to build in")?;
+        let (extra, tree) = (scratch.path().join("modules.tar"), scratch.path().join("modules"));
+        for kernel in &kernels {
+            modules::pick(kernel, &MODULES, &tree)?;
+        }
+        modules::pack(&tree, &extra)?;
+        let bootstrap = Bootstrap::of(cache, &PACKAGES).add(&extra).script(SETUP);
+        bootstrap.run("put the Debian guest together", Some(&folder.join("debian.tar")))?;
+        step.done();
+        Ok(())
+    })?;
+    Ok(place.join("debian.tar"))
 }

@@ -28,10 +28,13 @@ mknod -m 600 "$1/dev/console" c 5 1 2> /dev/null || true
 mknod -m 666 "$1/dev/null" c 1 3 2> /dev/null || true
 "#;
 
-/// `$4` is the tar archive; owners and modes are those in it.
-const FROM_TAR: &str = r#"
+/// `$4` and so on are tar archives, unpacked one over the other; owners and modes are those in them.
+const FROM_TARS: &str = r#"
 mkdir "$1"
-tar --numeric-owner -C "$1" -xpf "$4"
+root=$1 image=$2 size=$3
+shift 3
+for tar in "$@"; do tar --numeric-owner -C "$root" -xpf "$tar"; done
+set -- "$root" "$image" "$size"
 "#;
 
 /// Makes `image`, of `size` (as mke2fs reads it: `32M`), from `folder`, which it changes.
@@ -44,8 +47,13 @@ pub(super) fn from_folder(folder: &Path, image: &Path, size: &str) -> Result<()>
 
 /// Makes `image`, of `size`, from the archive `tar`; `scratch` is a folder that does not exist yet.
 pub(super) fn from_tar(tar: &Path, scratch: &Path, image: &Path, size: &str) -> Result<()> {
-    let mut shell = shell(&format!("set -e\n{FROM_TAR}{MAKE}rm -rf \"$1\"\n"));
-    shell.arg(scratch).arg(image).arg(size).arg(tar);
+    from_tars(&[tar], scratch, image, size)
+}
+
+/// Makes `image`, of `size`, from the archives `tars`; `scratch` is a folder that does not exist yet.
+pub(super) fn from_tars(tars: &[&Path], scratch: &Path, image: &Path, size: &str) -> Result<()> {
+    let mut shell = shell(&format!("set -e\n{FROM_TARS}{MAKE}rm -rf \"$1\"\n"));
+    shell.arg(scratch).arg(image).arg(size).args(tars);
     run(&mut shell, &format!("make the disk image {}", image.display()))?;
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! What puts tasks and processors of a guest into known places (`scripts/guest/plant`): a module, and programs
-//! that use BPF and start other kernels.
+//! that use BPF and start other kernels; and a module that does nothing, to be loaded.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -14,7 +14,7 @@ use crate::kernels::{Headers, Kernel};
 use crate::packages::{self, Group};
 use crate::progress::Step;
 
-const SOURCES: [(&str, &str); 8] = [
+const SOURCES: [(&str, &str); 9] = [
     ("Kbuild", include_str!("../../guest/plant/Kbuild")),
     ("plant.h", include_str!("../../guest/plant/plant.h")),
     ("plant.c", include_str!("../../guest/plant/plant.c")),
@@ -22,9 +22,10 @@ const SOURCES: [(&str, &str); 8] = [
     ("threads.c", include_str!("../../guest/plant/threads.c")),
     ("probes.c", include_str!("../../guest/plant/probes.c")),
     ("forge.c", include_str!("../../guest/plant/forge.c")),
+    ("trial.c", include_str!("../../guest/plant/trial.c")),
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
-const MODULE: &str = "lucos_plant.ko";
+const MODULES: [&str; 2] = ["lucos_plant.ko", "lucos_trial.ko"];
 /// Programs, which are put where a guest's shell finds them.
 const PROGRAMS: [(&str, &str); 2] =
     [("bpf", include_str!("../../guest/plant/bpf.c")), ("kexec", include_str!("../../guest/plant/kexec.c"))];
@@ -38,12 +39,14 @@ pub(super) fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     let place = cache.entry(&format!("images/plant/{release}"), &inputs, |folder| {
         packages::ensure(&[Group::Modules])?;
         let headers = Headers::of(cache, kernel)?;
-        let step = Step::start(format!("building {MODULE} for {release}"));
+        let step = Step::start(format!("building {} for {release}", MODULES.join(" and ")));
         let scratch =
             tempfile::tempdir_in(cache.root().join("tmp")).context("cannot make a folder to build in")?;
-        let module = build(&headers, scratch.path())?;
+        build(&headers, scratch.path())?;
         let mut archive = cpio::Archive::new(BufWriter::new(File::create(folder.join("plant.cpio"))?));
-        archive.file(MODULE, 0o644, &fs::read(module)?)?;
+        for module in MODULES {
+            archive.file(module, 0o644, &fs::read(scratch.path().join(module))?)?;
+        }
         for (name, source) in PROGRAMS {
             let program = program(scratch.path(), name, source)?;
             archive.file(&format!("bin/{name}"), 0o755, &fs::read(program)?)?;
@@ -55,15 +58,16 @@ pub(super) fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     Ok(place.join("plant.cpio"))
 }
 
-/// Builds it in `folder`; nobody in a guest reads its debug information, which is nearly all of it.
-fn build(headers: &Headers, folder: &Path) -> Result<PathBuf> {
+/// Builds the modules in `folder`; nobody in a guest reads their debug information, which is nearly all of them.
+fn build(headers: &Headers, folder: &Path) -> Result<()> {
     for (name, text) in SOURCES {
         fs::write(folder.join(name), text).with_context(|| format!("cannot write {name}"))?;
     }
     headers.make_modules(folder)?;
-    let module = folder.join(MODULE);
-    run(command("strip").arg("--strip-debug").arg(&module), &format!("strip {MODULE}"))?;
-    Ok(module)
+    for module in MODULES {
+        run(command("strip").arg("--strip-debug").arg(folder.join(module)), &format!("strip {module}"))?;
+    }
+    Ok(())
 }
 
 /// Builds a program that needs nothing of the guest's.

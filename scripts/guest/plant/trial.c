@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0
+/* A module that does nothing: to be loaded and unloaded, and to be found where it says that it is. */
+
+#include <linux/init.h>
+#include <linux/module.h>
+
+/* Some bytes that are not all the same, so that a copy with a hole in it does not load. */
+static unsigned char trial_bytes[200000] = { [0 ... 99999] = 0x5a, [100000 ... 199999] = 0xa5 };
+
+static int __init trial_init(void)
+{
+	size_t i, sum = 0;
+
+	for (i = 0; i < sizeof(trial_bytes); i++)
+		sum += trial_bytes[i];
+	return sum == 100000 * (0x5a + 0xa5) ? 0 : -EILSEQ;
+}
+module_init(trial_init);
+
+static void __exit trial_exit(void)
+{
+}
+module_exit(trial_exit);
+
+MODULE_DESCRIPTION("Does nothing");
+MODULE_LICENSE("GPL");
