@@ -1,5 +1,6 @@
 //! The tests, by what they are about.
 
+mod agent;
 mod boot;
 mod console;
 mod crash;
@@ -18,10 +19,11 @@ use crate::harness::Test;
 
 /// All of them, in the order in which they are run: what tells most soonest comes first.
 pub(crate) fn all() -> Vec<Test> {
-    let groups: [&[Test]; 13] = [
+    let groups: [&[Test]; 14] = [
         boot::TESTS,
         refusals::TESTS,
         devices::TESTS,
+        agent::TESTS,
         pause::TESTS,
         kernel::TESTS,
         planted::TESTS,

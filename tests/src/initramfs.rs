@@ -19,6 +19,33 @@ pub(crate) struct Initramfs {
     out: File,
 }
 
+/// The contents of the file `name` in the first archive of an initramfs.
+pub(crate) fn contents(archive: &Path, name: &str) -> Result<Vec<u8>> {
+    let bytes = fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+    let (mut rest, archive) = (&bytes[..], archive.display());
+    while let Some((found, contents, next)) = first_item(rest) {
+        if found == name.as_bytes() {
+            return Ok(contents.to_vec());
+        }
+        rest = next;
+    }
+    anyhow::bail!("there is no {name} in {archive}")
+}
+
+/// Name and contents of an archive's first item, and what is behind it.
+fn first_item(archive: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    const HEAD: usize = 110;
+    let field = |number: usize| {
+        let start = 6 + number * 8;
+        usize::from_str_radix(std::str::from_utf8(archive.get(start..start + 8)?).ok()?, 16).ok()
+    };
+    let (len, name_len) = (field(6)?, field(11)?);
+    let start = (HEAD + name_len).next_multiple_of(4);
+    let name = archive.get(HEAD..HEAD + name_len.checked_sub(1)?)?;
+    let contents = archive.get(start..start + len)?;
+    Some((name, contents, archive.get((start + len).next_multiple_of(4)..)?))
+}
+
 impl Initramfs {
     /// An empty one in the file `path`.
     pub(crate) fn new(path: PathBuf) -> Result<Self> {
@@ -44,6 +71,13 @@ impl Initramfs {
     pub(crate) fn file(mut self, name: &str, from: &Path) -> Result<Self> {
         let contents = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
         self.item(name, FILE, &contents)?;
+        self.item("TRAILER!!!", 0, &[])?;
+        Ok(self)
+    }
+
+    /// Adds `text` as `name` to the root folder.
+    pub(crate) fn text(mut self, name: &str, text: &str) -> Result<Self> {
+        self.item(name, FILE, text.as_bytes())?;
         self.item("TRAILER!!!", 0, &[])?;
         Ok(self)
     }

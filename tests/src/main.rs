@@ -6,6 +6,7 @@
 //! | file | its noun |
 //! |---|---|
 //! | [`vm`] | a running `lucos-vmm`: start, expect, run, pause, end |
+//! | [`embedded`] | a machine in this very process, for what only an embedder of the library can do |
 //! | [`transcript`] | what a guest has said so far |
 //! | [`pty`] | a terminal with nobody in front of it |
 //! | [`images`] | the guest kernels and disks |
@@ -20,6 +21,7 @@
 
 mod cases;
 mod deadlines;
+mod embedded;
 mod harness;
 mod images;
 mod initramfs;
