@@ -387,19 +387,20 @@ fn moving_window() -> Program {
         store(a, BOOT_TABLES[0] + 8, TABLES[0] | KERNELS)?;
         a.mov(rbx, TABLES[2])?;
         a.set_label(&mut again)?;
+        // Each state lasts, the one without a page for less long: a host with one processor stops at any of them, and the
+        // callers have to find it.
         for page in [3, 7, 15] {
             let entry = |place: u64| (place + page * 4096) | KERNELS;
-            for entry in [entry(PLACES[1]), 0, entry(PLACES[0])] {
+            for (entry, turns) in [(entry(PLACES[1]), 300), (0, 100), (entry(PLACES[0]), 300)] {
                 a.mov(rax, entry)?;
                 a.mov(qword_ptr(rbx + page * 8), rax)?;
+                a.mov(ecx, turns)?;
+                let mut rest = a.create_label();
+                a.set_label(&mut rest)?;
+                a.pause()?;
+                a.loop_(rest)?;
             }
         }
-        // Most of the time they are where they are.
-        a.mov(ecx, 3000)?;
-        let mut rest = a.create_label();
-        a.set_label(&mut rest)?;
-        a.pause()?;
-        a.loop_(rest)?;
         a.jmp(again)?;
         a.set_label(&mut caller)?;
         obey(a)
