@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: builds the fuzz targets of `update-server` and runs each for a while.
+//! `cargo xtask fuzz`: builds the fuzz targets of `update-server` and `patches`, and runs each for a while.
 //!
 //! They are laid out for cargo-fuzz, which wants a nightly toolchain for its sanitizers. What the fuzzer itself needs, counters
 //! of which code was reached, the stable compiler can put in, too; the code under test has no `unsafe` for which the
@@ -34,7 +34,7 @@ const MEMORY: &str = "-rss_limit_mb=2048";
 /// The kernel that a lying guest claims to run, by the name that targets know it by.
 const KERNEL: &str = "vmlinux-6.1-cloud";
 
-/// Fuzz the parsers of what images and guests have made.
+/// Fuzz the parsers of what images, guests and authors of patches have made.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 New inputs are kept below target/fuzz/corpus, and what crashes below target/fuzz/crashes; a crash is reproduced by handing
@@ -49,35 +49,47 @@ pub struct Fuzz {
     seconds: u64,
 }
 
-/// Where the targets' sources and seeds are.
-fn source() -> PathBuf {
-    workspace_root().join("update-server/fuzz")
+/// Where targets are, each folder a crate of its own with their sources and seeds.
+const SOURCES: [&str; 2] = ["update-server/fuzz", "patches/fuzz"];
+
+/// One target.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Target {
+    /// Its name, which no other one has.
+    pub(crate) name: String,
+    source: PathBuf,
 }
 
 /// Every target, by name.
-pub(crate) fn targets() -> Result<Vec<String>> {
-    let folder = source().join("fuzz_targets");
-    let entries = fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
-    let names = entries.map(|entry| {
-        let path = entry?.path();
-        Ok(path.file_stem().unwrap_or_default().to_string_lossy().into_owned())
-    });
-    let mut names = names.collect::<Result<Vec<_>>>()?;
-    names.sort();
-    Ok(names)
+pub(crate) fn targets() -> Result<Vec<Target>> {
+    let mut found = Vec::new();
+    for source in SOURCES.map(|source| workspace_root().join(source)) {
+        let folder = source.join("fuzz_targets");
+        for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
+            let name = entry?.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            found.push(Target { name, source: source.clone() });
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
-/// The command that builds all of them.
-pub(crate) fn build() -> Result<Command> {
+/// The commands that build all of them.
+pub(crate) fn build() -> Result<Vec<Command>> {
     packages::ensure(&[Group::Fuzz])?;
-    let mut build = cargo();
-    build.args(["build", "--release", "--locked", "--quiet", "--target", TARGET, "--manifest-path"]);
-    build.arg(source().join("Cargo.toml")).arg("--target-dir").arg(folder()).env("RUSTFLAGS", FLAGS);
-    Ok(build)
+    let command = |source: &str| {
+        let mut build = cargo();
+        build.args(["build", "--release", "--locked", "--quiet", "--target", TARGET, "--manifest-path"]);
+        build.arg(workspace_root().join(source).join("Cargo.toml")).arg("--target-dir").arg(folder());
+        build.env("RUSTFLAGS", FLAGS);
+        build
+    };
+    Ok(SOURCES.iter().map(|source| command(source)).collect())
 }
 
 /// The command that runs one for so long, with the kernel in the folder `images`.
-pub(crate) fn command(target: &str, time: Duration, images: &Path) -> Result<Command> {
+pub(crate) fn command(target: &Target, time: Duration, images: &Path) -> Result<Command> {
+    let Target { name: target, source } = target;
     let (corpus, crashes) = (folder().join("corpus").join(target), folder().join("crashes"));
     for place in [&corpus, &crashes] {
         fs::create_dir_all(place).with_context(|| format!("cannot make {}", place.display()))?;
@@ -86,7 +98,7 @@ pub(crate) fn command(target: &str, time: Duration, images: &Path) -> Result<Com
     command.env("LUCOS_IMAGES", images).args([LONGEST, SLOWEST, MEMORY, "-print_final_stats=1"]);
     command.arg(format!("-max_total_time={}", time.as_secs()));
     command.arg(format!("-artifact_prefix={}/{target}-", crashes.display()));
-    command.arg(corpus).arg(source().join("seeds").join(target));
+    command.arg(corpus).arg(source.join("seeds").join(target));
     Ok(command)
 }
 
@@ -107,11 +119,14 @@ fn folder() -> PathBuf {
 /// Does what the command line asks for.
 pub fn run(chore: &Fuzz) -> Result<()> {
     let all = targets()?;
-    if let Some(unknown) = chore.targets.iter().find(|name| !all.contains(name)) {
-        bail!("there is no fuzz target {unknown}; there are {}", all.join(", "));
+    let names: Vec<&str> = all.iter().map(|target| &*target.name).collect();
+    if let Some(unknown) = chore.targets.iter().find(|name| !names.contains(&name.as_str())) {
+        bail!("there is no fuzz target {unknown}; there are {}", names.join(", "));
     }
     let step = Step::start("building the fuzz targets");
-    output_of(&mut build()?, "build the fuzz targets")?;
+    for mut build in build()? {
+        output_of(&mut build, "build the fuzz targets")?;
+    }
     step.done();
     let cache = Cache::open()?;
     let kernel = kernels::find(&cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
@@ -119,16 +134,17 @@ pub fn run(chore: &Fuzz) -> Result<()> {
     let kernel = Image { name: KERNEL.to_owned(), path: bed::vmlinux::unpacked(&cache, &kernel)? };
     kernel.link_in(images.path())?;
     let mut crashed = Vec::new();
-    for target in all.iter().filter(|name| chore.targets.is_empty() || chore.targets.contains(name)) {
+    let chosen = |target: &&Target| chore.targets.is_empty() || chore.targets.contains(&target.name);
+    for target in all.iter().filter(chosen) {
         let output = command(target, Duration::from_secs(chore.seconds), images.path())?
             .output()
-            .with_context(|| format!("cannot start the fuzz target {target}"))?;
+            .with_context(|| format!("cannot start the fuzz target {}", target.name))?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        println!("{target}: {}", verdict(&lines));
+        println!("{}: {}", target.name, verdict(&lines));
         if !output.status.success() {
             println!("{text}");
-            crashed.push(target.as_str());
+            crashed.push(&*target.name);
         }
     }
     let place = folder().join("crashes");
@@ -147,12 +163,13 @@ mod tests {
 
     #[test]
     fn every_target_is_built_and_has_seeds() {
-        let manifest = fs::read_to_string(source().join("Cargo.toml")).unwrap();
         let targets = targets().unwrap();
-        assert!(targets.len() >= 8, "{targets:?}");
-        for target in targets {
-            assert!(manifest.contains(&format!("path = \"fuzz_targets/{target}.rs\"")), "{target}");
-            assert!(source().join("seeds").join(&target).read_dir().unwrap().next().is_some(), "{target}");
+        assert!(targets.len() >= 14, "{targets:?}");
+        assert!(targets.windows(2).all(|pair| pair[0].name != pair[1].name), "{targets:?}");
+        for Target { name, source } in targets {
+            let manifest = fs::read_to_string(source.join("Cargo.toml")).unwrap();
+            assert!(manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")), "{name}");
+            assert!(source.join("seeds").join(&name).read_dir().unwrap().next().is_some(), "{name}");
         }
     }
 

@@ -20,18 +20,19 @@ const TIME: Duration = Duration::from_secs(5);
 pub(super) fn check(images: &Path, deadline: Deadline) -> Result<Suite> {
     let started = Instant::now();
     let step = Step::start("building the fuzz targets");
-    let built =
-        process::run(&mut fuzz::build()?, Errors::Shown, deadline, "`cargo build` of the fuzz targets")?;
-    step.done();
-    if !built.status.success() {
-        return Ok(Suite::broken(NAME, "here", "the fuzz targets do not build; cargo says why above"));
+    for mut build in fuzz::build()? {
+        let built = process::run(&mut build, Errors::Shown, deadline, "`cargo build` of the fuzz targets")?;
+        if !built.status.success() {
+            return Ok(Suite::broken(NAME, "here", "the fuzz targets do not build; cargo says why above"));
+        }
     }
+    step.done();
     let mut suite = Suite { name: NAME.into(), place: "here".into(), ..Suite::default() };
     for target in fuzz::targets()? {
         let mut command = fuzz::command(&target, TIME, images)?;
         let finished =
-            process::run(&mut command, Errors::Kept, deadline, &format!("the fuzz target {target}"))?;
-        suite.output.push(format!("{target}: {}", fuzz::verdict(&finished.lines)));
+            process::run(&mut command, Errors::Kept, deadline, &format!("the fuzz target {}", target.name))?;
+        suite.output.push(format!("{}: {}", target.name, fuzz::verdict(&finished.lines)));
         if finished.status.success() {
             suite.counts.passed += 1;
         } else {
