@@ -45,6 +45,15 @@ pub struct Replacement {
     pub new: String,
 }
 
+/// A symbol of the kernel that a patch's module refers to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Import {
+    /// Where it was linked for.
+    pub linked: Gva,
+    /// Whether it stays there under KASLR.
+    pub absolute: bool,
+}
+
 /// A patch that everything static is known of.
 #[derive(Debug, Clone)]
 pub struct Patch {
@@ -54,10 +63,23 @@ pub struct Patch {
     pub functions: Vec<Replacement>,
     /// The code that it brings.
     pub module: PatchModule,
+    /// What that refers to in the kernel, by the name that it has there.
+    pub imports: BTreeMap<String, Import>,
     /// Patches that must have been applied before it, and stay.
     pub requires: Vec<String>,
     /// Its policy.
     pub consistency: Consistency,
+}
+
+impl Patch {
+    /// The module as a guest is to load it whose kernel has been moved by `distance`.
+    pub fn module_for(&self, distance: u64) -> Vec<u8> {
+        self.module.resolved(|name| self.import(name, distance))
+    }
+
+    fn import(&self, name: &str, distance: u64) -> Option<Gva> {
+        self.imports.get(name).map(|import| import.now(distance))
+    }
 }
 
 /// What a patch is doing.
@@ -238,8 +260,8 @@ impl UpdateServer {
         }
     }
 
-    /// Makes the functions of a patch jump to the new ones, all of them or none. The guest has loaded its module to `sections`;
-    /// `resolve` says where symbols of the kernel are. Returns who is still inside the old functions.
+    /// Makes the functions of a patch jump to the new ones, all of them or none. The guest has loaded its module to `sections`.
+    /// Returns who is still inside the old functions.
     pub fn apply<M: Paused>(
         &mut self,
         id: PatchId,
@@ -247,7 +269,6 @@ impl UpdateServer {
         guest: &M,
         census: &Census,
         sections: &BTreeMap<String, Gva>,
-        resolve: &dyn Fn(&str) -> Option<Gva>,
     ) -> Result<Presence, Box<SwitchError>> {
         if self.state(id)? != State::Ready {
             return Err(self.wrong_state(id, State::Ready).into());
@@ -261,7 +282,8 @@ impl UpdateServer {
         if let Some(by) = quiet::text_changer(kernel)? {
             return not_now(NotNow::TextChanges { by });
         }
-        patch.module.compare(kernel, sections, resolve)?;
+        let distance = kernel.place().distance;
+        patch.module.compare(kernel, sections, &|name| patch.import(name, distance))?;
         let mut edits = Vec::new();
         let mut targets = Vec::new();
         for Replacement { old, new } in &patch.functions {

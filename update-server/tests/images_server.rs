@@ -19,7 +19,7 @@ use update_server::phases::link::PatchModule;
 use update_server::phases::place::OldFunction;
 use update_server::phases::stack_check::Presence;
 use update_server::server::{
-    Consistency, NotNow, Patch, PatchId, Refusal, Replacement, State, SwitchError, UpdateServer,
+    Consistency, Import, NotNow, Patch, PatchId, Refusal, Replacement, State, SwitchError, UpdateServer,
 };
 use update_server::x86::jump;
 
@@ -46,6 +46,11 @@ fn bench(test: &str, run: impl Fn(&str, Bench<'_>, PatchModule)) {
     }
 }
 
+/// The guest's kernel is where it was linked for.
+fn import(name: &str) -> Import {
+    Import { linked: resolve(name).unwrap(), absolute: false }
+}
+
 impl Bench<'_> {
     fn patch(&self, name: &str, functions: &[(&str, &str)], module: &PatchModule) -> Patch {
         let replacement = |(old, new): &(&str, &str)| Replacement {
@@ -55,6 +60,7 @@ impl Bench<'_> {
         Patch {
             name: name.to_owned(),
             functions: functions.iter().map(replacement).collect(),
+            imports: module.undefined().map(|name| (name.to_owned(), import(name))).collect(),
             module: module.clone(),
             requires: Vec::new(),
             consistency: Consistency::Coexist,
@@ -69,7 +75,7 @@ impl Bench<'_> {
     fn apply(&mut self, id: PatchId) -> Result<Presence, SwitchError> {
         let census = self.census();
         let kernel = Running::find(self.model, &self.guest, self.guest.vcpus()).unwrap();
-        let applied = self.server.apply(id, &kernel, &self.guest, &census, &self.sections, &resolve);
+        let applied = self.server.apply(id, &kernel, &self.guest, &census, &self.sections);
         applied.map_err(|error| *error)
     }
 

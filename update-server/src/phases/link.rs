@@ -211,15 +211,29 @@ impl PatchModule {
         file
     }
 
+    /// Whether the symbol `name` is there once, and in code that stays.
+    pub fn check_function(&self, name: &str) -> Result<(), ModuleError> {
+        let section = self.sections.get(self.defined(name)?.section);
+        if section.is_some_and(|section| section.is_code() && section.is_compared()) {
+            return Ok(());
+        }
+        Err(ModuleError::Malformed(format!("{name} is no function of it that stays")))
+    }
+
+    fn defined(&self, name: &str) -> Result<&Symbol, ModuleError> {
+        let mut named = self.symbols.iter().filter(|symbol| symbol.name == name && symbol.section != 0);
+        match (named.next(), named.next()) {
+            (Some(symbol), None) => Ok(symbol),
+            _ => Err(ModuleError::Malformed(format!("it has no function {name}, or several"))),
+        }
+    }
+
     /// Where the symbol `name` is in a module whose sections are at `at`.
     pub fn symbol(&self, name: &str, at: &BTreeMap<String, Gva>) -> Result<Gva, ModuleError> {
-        let missing = || ModuleError::Symbol { symbol: name.to_owned() };
-        let mut named = self.symbols.iter().filter(|symbol| symbol.name == name && symbol.section != 0);
-        let (Some(symbol), None) = (named.next(), named.next()) else { return Err(missing()) };
-        let section = self.sections.get(symbol.section).ok_or_else(missing)?;
-        let start =
-            at.get(&section.name).ok_or_else(|| ModuleError::NoSection { section: section.name.clone() })?;
-        Ok(start.wrapping_add(symbol.value))
+        let symbol = self.defined(name)?;
+        let nowhere = || ModuleError::Malformed(format!("{name} is in no section"));
+        let section = self.sections.get(symbol.section).ok_or_else(nowhere)?;
+        Ok(section.start(at)?.wrapping_add(symbol.value))
     }
 
     /// Compares the guest's copy with this one, linked for `at`. Only where the module's own tables say so may it differ.

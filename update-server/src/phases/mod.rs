@@ -2,12 +2,14 @@
 //!
 //! | phase | what it answers |
 //! |---|---|
+//! | [`admit`] | whether the patch is for this kernel |
 //! | [`link`] | whether what the guest has loaded is the patch |
 //! | [`place`] | where a function can be made to jump to another one |
 //! | [`quiet`] | whether the guest is changing its text at this moment |
 //! | [`stack_check`] | who is in the code that is replaced |
 //! | [`rewrite`] | which bytes change |
 
+pub mod admit;
 pub mod link;
 pub mod place;
 pub mod quiet;

@@ -1,4 +1,5 @@
 //! A module with code for functions of the kernel, built by the machine's compiler and linked by its linker.
+#![allow(dead_code, reason = "each test takes its own part")]
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::collections::BTreeMap;

@@ -1,0 +1,148 @@
+//! From a patch's file to what the host knows of it: everything that can be held against the kernel image alone, before the guest
+//! is asked for anything.
+
+use std::collections::BTreeMap;
+
+use lucos_lup::manifest::{self, Draining, Function, Manifest};
+
+use super::link::{ModuleError, PatchModule};
+use super::place::{NoPlace, OldFunction};
+use crate::addr::Gva;
+use crate::image::{Image, Symbol};
+use crate::server::{Consistency, Import, Patch, Replacement};
+
+/// Why a patch is not for this kernel, or cannot be applied at all.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdmitted {
+    /// It was made for others.
+    #[error(
+        "the guest runs {release} (build-id {build_id}), and the patch is for {}; get the one for this kernel",
+        list(listed)
+    )]
+    OtherKernel {
+        /// The guest's.
+        release: String,
+        /// The guest's.
+        build_id: String,
+        /// The releases that the patch is for.
+        listed: Vec<String>,
+    },
+    /// It asks for something that this version does not do.
+    #[error("the patch asks for {what}, which this version does not do")]
+    NotBuilt {
+        /// What.
+        what: &'static str,
+    },
+    /// A function cannot be made to jump.
+    #[error(transparent)]
+    NoPlace(#[from] NoPlace),
+    /// The kernel has another function of that name than the patch was made for.
+    #[error("the kernel's {function} is not the one that the patch was made for: it differs at +{offset:#x}")]
+    OtherCode {
+        /// The function.
+        function: String,
+        /// The first byte that differs, or where one of both ends.
+        offset: usize,
+    },
+    /// The module is none, or lacks something.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+}
+
+fn list(releases: &[String]) -> String {
+    releases.join(", ")
+}
+
+/// Holds a patch against the image of the kernel that the guest runs.
+pub fn admit(image: &Image, manifest: &Manifest, module: &[u8]) -> Result<Patch, NotAdmitted> {
+    let is_ours = |kernel: &manifest::Kernel| kernel.build_id.as_bytes()[..] == *image.build_id().bytes();
+    if !manifest.kernels.iter().any(is_ours) {
+        return Err(NotAdmitted::OtherKernel {
+            release: image.release().to_owned(),
+            build_id: image.build_id().to_string(),
+            listed: manifest.kernels.iter().map(|kernel| kernel.release.clone()).collect(),
+        });
+    }
+    let consistency = match manifest.policy.consistency {
+        manifest::Consistency::Coexist => Consistency::Coexist,
+        manifest::Consistency::Quiescent => Consistency::Quiescent,
+        manifest::Consistency::PerTask => return Err(NotAdmitted::NotBuilt { what: "the policy per-task" }),
+    };
+    if manifest.policy.draining == Draining::Redirect {
+        return Err(NotAdmitted::NotBuilt { what: "redirected return addresses" });
+    }
+    if manifest.policy.tombstones {
+        return Err(NotAdmitted::NotBuilt { what: "tombstones" });
+    }
+    let module = PatchModule::read(module)?;
+    let functions = manifest.functions.iter().map(|function| replacement(image, function));
+    let functions = functions.collect::<Result<Vec<_>, _>>()?;
+    for function in &functions {
+        module.check_function(&function.new)?;
+    }
+    Ok(Patch {
+        name: manifest.name.to_string(),
+        functions,
+        imports: imports(image, manifest, &module)?,
+        module,
+        requires: manifest.requires.iter().map(ToString::to_string).collect(),
+        consistency,
+    })
+}
+
+/// One function: where it jumps, if it is the one that the patch was made for.
+fn replacement(image: &Image, function: &Function) -> Result<Replacement, NotAdmitted> {
+    if function.object.is_some() {
+        return Err(NotAdmitted::NotBuilt { what: "functions of the kernel's modules" });
+    }
+    let position = usize::try_from(function.position).ok().and_then(|position| position.checked_sub(1));
+    let old = OldFunction::find(image, &function.name, position)?;
+    let expected = function.code.as_bytes();
+    let len = usize::try_from(old.text.end.0 - old.text.start.0).unwrap_or(0);
+    let found = image.bytes(old.text.start, len).unwrap_or_default();
+    let same = found.iter().zip(expected).take_while(|(found, expected)| found == expected).count();
+    // What a function is filled up with may be counted as a part of it.
+    let rest = &expected[same..];
+    if same < found.len() || rest.iter().any(|byte| !matches!(byte, 0xcc | 0x90)) {
+        return Err(NotAdmitted::OtherCode { function: function.name.clone(), offset: same });
+    }
+    Ok(Replacement { old, new: function.new.clone() })
+}
+
+/// Where each undefined symbol of the module is: as the manifest says, or by its own name.
+fn imports(
+    image: &Image,
+    manifest: &Manifest,
+    module: &PatchModule,
+) -> Result<BTreeMap<String, Import>, NotAdmitted> {
+    let mut found = BTreeMap::new();
+    for name in module.undefined() {
+        let listed = manifest.module.symbols.iter().find(|import| import.name == name);
+        let symbol = match listed {
+            None => image.symbols().only(name),
+            Some(import) if import.source.object.is_some() => {
+                return Err(NotAdmitted::NotBuilt { what: "symbols of the kernel's modules" });
+            }
+            Some(import) => nth(image, &import.source.name, import.source.position),
+        };
+        let missing = || ModuleError::Symbol { symbol: name.to_owned() };
+        let symbol = symbol.ok_or_else(missing)?;
+        found.insert(name.to_owned(), Import { linked: symbol.address, absolute: symbol.absolute });
+    }
+    Ok(found)
+}
+
+/// The only symbol of a name, or the n-th by address.
+fn nth<'i>(image: &'i Image, name: &str, position: u32) -> Option<Symbol<'i>> {
+    match usize::try_from(position).ok()?.checked_sub(1) {
+        None => image.symbols().only(name),
+        Some(index) => image.symbols().named(name).nth(index),
+    }
+}
+
+impl Import {
+    /// Where it is in a kernel that has been moved by `distance`.
+    pub fn now(&self, distance: u64) -> Gva {
+        if self.absolute { self.linked } else { self.linked.wrapping_add(distance) }
+    }
+}

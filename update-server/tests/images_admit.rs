@@ -1,0 +1,116 @@
+//! Patches held against the image of the kernel that they are for, or are not. `LUCOS_IMAGES` names the folder that has them.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod patch_module;
+mod small_guest;
+
+use std::fs;
+
+use lucos_lup::manifest::{
+    self, Code, Draining, Function, Import, Kernel, Manifest, ModuleInfo, Policy, Symbol,
+};
+use patch_module::linked_by_others;
+use small_guest::models;
+use update_server::image::Image;
+use update_server::phases::admit::{NotAdmitted, admit};
+use update_server::phases::link::{ModuleError, PatchModule};
+use update_server::phases::place::NoPlace;
+
+fn symbol(name: &str) -> Symbol {
+    Symbol { name: name.to_owned(), object: None, position: 0 }
+}
+
+/// A patch for two functions, whose module refers to two symbols of the kernel by other names.
+fn manifest(image: &Image) -> Manifest {
+    let function = |name: &str, new: &str| {
+        let start = image.symbols().only(name).unwrap().address;
+        // What it is filled up with included, as the size of a symbol may have it.
+        let end = image.symbols().function(start).unwrap().1.unwrap();
+        let size = usize::try_from(end.0 - start.0).unwrap();
+        Function {
+            name: name.to_owned(),
+            object: None,
+            position: 0,
+            new: new.to_owned(),
+            size: u32::try_from(size).unwrap(),
+            code: Code::from(image.bytes(start, size).unwrap().to_vec()),
+            holes: Vec::new(),
+        }
+    };
+    let import = |name: &str, source| Import { name: name.to_owned(), source: symbol(source) };
+    let build_id: [u8; 20] = image.build_id().bytes().try_into().unwrap();
+    Manifest {
+        name: "two-functions".parse().unwrap(),
+        summary: "for a test".to_owned(),
+        fixes: Vec::new(),
+        kernels: vec![Kernel { release: image.release().to_owned(), build_id: build_id.into() }],
+        module: ModuleInfo {
+            name: "two_functions".to_owned(),
+            symbols: vec![import("outside", "schedule"), import("counter", "total_forks")],
+        },
+        functions: vec![function("ipc_addid", "replaced"), function("__schedule", "helper")],
+        policy: Policy {
+            consistency: manifest::Consistency::Quiescent,
+            coexist_is_safe: None,
+            draining: Draining::Watch,
+            tombstones: false,
+        },
+        requires: Vec::new(),
+    }
+}
+
+#[test]
+fn a_patch_for_another_kernel_or_of_another_code_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    linked_by_others(folder.path());
+    let module = fs::read(folder.path().join("patch.o")).unwrap();
+    for (kernel, model) in models("a_patch_for_another_kernel_or_of_another_code_is_refused") {
+        let image = model.image();
+        let good = manifest(image);
+        let patch = admit(image, &good, &module).unwrap();
+        assert_eq!(patch.functions.len(), 2, "{kernel}");
+        // The module as the guest gets it refers to where the kernel has been moved to.
+        let distance = 0x1_2000_0000_u64;
+        assert_eq!(PatchModule::read(&patch.module_for(distance)).unwrap().undefined().count(), 0);
+        let schedule = image.symbols().only("schedule").unwrap().address;
+        assert_eq!(patch.imports["outside"].now(distance), schedule.wrapping_add(distance), "{kernel}");
+
+        let refused = |change: &dyn Fn(&mut Manifest)| {
+            let mut manifest = good.clone();
+            change(&mut manifest);
+            admit(image, &manifest, &module).unwrap_err()
+        };
+        let error = refused(&|manifest| manifest.kernels[0].build_id = [7; 20].into());
+        assert!(matches!(error, NotAdmitted::OtherKernel { .. }), "{kernel}: {error}");
+        for place in [0, 5, 100] {
+            let error = refused(&|manifest| {
+                let mut code = manifest.functions[0].code.as_bytes().to_vec();
+                code[place] ^= 0x10;
+                manifest.functions[0].code = code.into();
+            });
+            let is_there = matches!(error, NotAdmitted::OtherCode { offset, .. } if offset == place);
+            assert!(is_there, "{kernel}, {place}: {error}");
+        }
+        let error = refused(&|manifest| {
+            let code = manifest.functions[0].code.as_bytes();
+            manifest.functions[0].code = code[..code.len() / 2].to_vec().into();
+        });
+        assert!(matches!(error, NotAdmitted::OtherCode { .. }), "{kernel}: {error}");
+        let error = refused(&|manifest| manifest.functions[1].name = "copy_page".to_owned());
+        assert!(matches!(error, NotAdmitted::NoPlace(NoPlace::Site { .. })), "{kernel}: {error}");
+        let error = refused(&|manifest| manifest.functions[1].new = "table".to_owned());
+        assert!(matches!(error, NotAdmitted::Module(ModuleError::Malformed(_))), "{kernel}: {error}");
+        let error = refused(&|manifest| manifest.module.symbols[0].source = symbol("no_such_symbol"));
+        assert!(matches!(error, NotAdmitted::Module(ModuleError::Symbol { .. })), "{kernel}: {error}");
+        for change in [
+            (&|manifest: &mut Manifest| manifest.policy.consistency = manifest::Consistency::PerTask)
+                as &dyn Fn(&mut Manifest),
+            &|manifest| manifest.policy.draining = Draining::Redirect,
+            &|manifest| manifest.policy.tombstones = true,
+            &|manifest| manifest.functions[0].object = Some("ext4".to_owned()),
+        ] {
+            let error = refused(change);
+            assert!(matches!(error, NotAdmitted::NotBuilt { .. }), "{kernel}: {error}");
+        }
+    }
+}
