@@ -63,6 +63,8 @@ struct Package {
 #[derive(Debug, Deserialize)]
 struct Dependency {
     name: String,
+    /// `None` if the crate itself is built with it; tests have others.
+    kind: Option<String>,
 }
 
 pub(super) fn check_crates(tree: &Tree) -> Result<Outcome> {
@@ -83,8 +85,12 @@ fn judge(metadata: &Metadata) -> Vec<String> {
             ));
             continue;
         };
-        let bad = |on: &str| rule.never.contains(&on) || (is_ours(on) && !rule.ours.contains(&on));
-        let bad = dependencies.iter().filter(|dependency| bad(&dependency.name));
+        let bad = |Dependency { name: on, kind }: &&Dependency| {
+            let of_tests = kind.as_deref() == Some("dev");
+            (!of_tests && rule.never.contains(&on.as_str()))
+                || (is_ours(on) && !rule.ours.contains(&on.as_str()))
+        };
+        let bad = dependencies.iter().filter(bad);
         findings.extend(bad.map(|dependency| format!("{name} must not depend on {}", dependency.name)));
     }
     findings
@@ -104,7 +110,7 @@ mod tests {
     use super::*;
 
     fn package(name: &str, dependencies: &[&str]) -> Package {
-        let dependency = |name: &&str| Dependency { name: (*name).to_owned() };
+        let dependency = |name: &&str| Dependency { name: (*name).to_owned(), kind: None };
         Package { name: name.to_owned(), dependencies: dependencies.iter().map(dependency).collect() }
     }
 
