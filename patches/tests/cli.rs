@@ -230,6 +230,10 @@ fn a_locked_key_opens_with_its_password_only() {
     desk.refuses(&sign("locked.key", "binary"), ExitStatus::Refused, &["binary: the password is no text"]);
     desk.refuses(&sign("me.key", "right"), ExitStatus::Refused, &["the key has no password"]);
     desk.refuses(&sign("me.pub", "right"), ExitStatus::Refused, &["me.pub: this is no secret key"]);
+    // In a session of its own it has no terminal to ask at.
+    let asked = ["--wait", BIN, "sign", "fix.lup", "--key", "locked.key"];
+    let (code, _, err) = run(desk.0.path(), "setsid", &asked);
+    assert!(code == ExitStatus::Failed.code() && err.contains("give it by --password-file"), "{code}: {err}");
     desk.done(&sign("locked.key", "right"));
     desk.done(&["verify", "--key", "locked.pub", "fix.lup"]);
     let empty = ["keygen", "bare", "--password-file", "empty"];
@@ -319,7 +323,7 @@ fn what_cannot_be_used_is_refused_with_place_and_remedy() {
         (
             vec!["sign", "--key", "damaged.key", "fix.lup"],
             ExitStatus::Refused,
-            &["damaged.key: this is no secret key"],
+            &["damaged.key: the secret key is damaged"],
         ),
         (
             vec!["sign", "--attach", "me.pub", "fix.lup"],
