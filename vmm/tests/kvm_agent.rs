@@ -351,14 +351,7 @@ fn only_a_read_of_four_bytes_is_a_call() {
     const CODE: [u8; 5] = [0xec, 0xed, 0xef, 0x66, 0xed];
     tiny::need_kvm();
     let vm = GuestVm::new(&kvm_ioctls::Kvm::new().unwrap(), GuestRam::new(2 << 20).unwrap()).unwrap();
-    vm.ram().memory().write_slice(&CODE, GuestAddress(0x1000)).unwrap();
-    let mut vcpu = vm.create_vcpu(0).unwrap();
-    let mut sregs = vcpu.fd().get_sregs().unwrap();
-    (sregs.cs.base, sregs.cs.selector) = (0, 0);
-    vcpu.fd().set_sregs(&sregs).unwrap();
-    let mut regs = vcpu.fd().get_regs().unwrap();
-    (regs.rip, regs.rdx, regs.rflags) = (0x1000, u64::from(PORT), 2);
-    vcpu.fd().set_regs(&regs).unwrap();
+    let mut vcpu = tiny::real_mode(&vm, &CODE, PORT);
     let mut vcpu = vcpu.attach();
     assert!(matches!(vcpu.run().unwrap(), VmExit::PortIn { port: PORT, size: 1, .. }));
     assert!(matches!(vcpu.run().unwrap(), VmExit::PortIn { port: PORT, size: 2, .. }));

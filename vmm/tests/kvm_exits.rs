@@ -192,15 +192,13 @@ fn registers_are_those_after_the_instruction_once_its_io_is_drained() {
         [0xec, 0xee, 0x67, 0x66, 0xa1, 0, 0, 0, 0xd0, 0x67, 0x66, 0xa3, 0, 0, 0, 0xd0, 0xf3, 0x6c];
     tiny::need_kvm();
     let vm = GuestVm::new(&kvm_ioctls::Kvm::new().unwrap(), GuestRam::new(2 << 20).unwrap()).unwrap();
-    vm.ram().memory().write_slice(&CODE, GuestAddress(0x1000)).unwrap();
-    let mut vcpu = vm.create_vcpu(0).unwrap();
+    let mut vcpu = tiny::real_mode(&vm, &CODE, 0x900);
     let mut sregs = vcpu.fd().get_sregs().unwrap();
-    (sregs.cs.base, sregs.cs.selector) = (0, 0);
     sregs.ds.limit = 0xffff_ffff;
     sregs.ds.g = 1;
     vcpu.fd().set_sregs(&sregs).unwrap();
     let mut regs = vcpu.fd().get_regs().unwrap();
-    (regs.rip, regs.rdx, regs.rcx, regs.rdi, regs.rflags) = (0x1000, 0x900, 5000, 0x4000, 2);
+    (regs.rcx, regs.rdi) = (5000, 0x4000);
     vcpu.fd().set_regs(&regs).unwrap();
     let mut vcpu = vcpu.attach();
 

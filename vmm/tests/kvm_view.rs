@@ -46,14 +46,7 @@ fn the_second_view_is_there_and_holds_the_same_memory() {
         "this KVM has one memslot address space: no KVM_CAP_MULTI_ADDRESS_SPACE, as with a software KVM; run on \
          a KVM host: cargo xtask kvm-host"
     );
-    vm.ram().memory().write_slice(&CODE, GuestAddress(0x1000)).unwrap();
-    let mut vcpu = vm.create_vcpu(0).unwrap();
-    let mut sregs = vcpu.fd().get_sregs().unwrap();
-    (sregs.cs.base, sregs.cs.selector) = (0, 0);
-    vcpu.fd().set_sregs(&sregs).unwrap();
-    let mut regs = vcpu.fd().get_regs().unwrap();
-    (regs.rip, regs.rdx, regs.rflags) = (0x1000, 0x900, 2);
-    vcpu.fd().set_regs(&regs).unwrap();
+    let mut vcpu = tiny::real_mode(&vm, &CODE, 0x900);
     let mut vcpu = vcpu.attach();
     for step in 1..=100_u8 {
         // Every other step in system management mode, where KVM uses the second address space.

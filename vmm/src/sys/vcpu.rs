@@ -203,11 +203,11 @@ impl Attached<'_> {
     }
 
     fn decode(&mut self) -> VmExit<'_> {
-        if let VmExit::PortIn { port: lucos_abi::PORT, size: 4, data: [_, _, _, _] } = self.decode_io() {
-            return VmExit::Hypercall;
-        }
         if self.vcpu.fd.get_kvm_run().exit_reason == KVM_EXIT_IO {
-            return self.decode_io();
+            return match self.decode_io() {
+                VmExit::PortIn { port: lucos_abi::PORT, size: 4, data: [_, _, _, _] } => VmExit::Hypercall,
+                other => other,
+            };
         }
         let run = self.vcpu.fd.get_kvm_run();
         match run.exit_reason {

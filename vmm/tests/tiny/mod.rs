@@ -8,10 +8,12 @@
 mod elf;
 mod machine;
 mod program;
+mod real_mode;
 mod vcpus;
 
 pub(crate) use machine::{Ending, Machine, Setup};
 pub(crate) use program::*;
+pub(crate) use real_mode::real_mode;
 pub(crate) use vcpus::Vcpus;
 
 use std::time::{Duration, Instant};
