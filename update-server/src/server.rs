@@ -54,6 +54,13 @@ pub struct Import {
     pub absolute: bool,
 }
 
+impl Import {
+    /// Where it is in a kernel that has been moved by `distance`.
+    pub fn now(&self, distance: u64) -> Gva {
+        if self.absolute { self.linked } else { self.linked.wrapping_add(distance) }
+    }
+}
+
 /// A patch that everything static is known of.
 #[derive(Debug, Clone)]
 pub struct Patch {

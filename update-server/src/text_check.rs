@@ -9,17 +9,13 @@ use std::collections::BTreeMap;
 use crate::addr::Gva;
 use crate::guest::Memory;
 use crate::image::{Site, SiteKind};
-use crate::kernel::probes::{Probe, probes};
+use crate::kernel::probes::{Probe, is_rewritten, probes};
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
 use crate::limits::UNEXPLAINED;
 
 /// Bytes compared at a time.
 const CHUNK: usize = 64 << 10;
-/// What an armed probe may have rewritten: the instruction's first byte, or a jump over whole instructions if it is
-/// optimized (`arch/x86/kernel/kprobes/opt.c`).
-const PROBE_BYTES: u64 = 5;
-
 /// How much differs for one reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
@@ -109,14 +105,13 @@ fn compare(
     for (offset, (&found, &expected)) in bytes.filter(|(_, (found, expected))| found != expected) {
         let at = linked.wrapping_add(offset as u64);
         let known = last.filter(|site| at.0 - site.start.0 < u64::from(site.len));
-        let site =
-            known.or_else(|| image.sites().overlapping(at, 1).find(|site| site.kind.is_rewritten()).copied());
+        let site = known.or_else(|| image.sites().rewritten_at(at).copied());
         if let Some(site) = site {
             let share = report.by_table.entry(site.kind).or_default();
             share.sites += u64::from(last != Some(site));
             share.bytes += 1;
             last = Some(site);
-        } else if is_probed(probes, kernel.now(at)) {
+        } else if is_rewritten(probes, kernel.now(at)) {
             report.by_probe.bytes += 1;
         } else {
             note(report, kernel.now(at), found, expected);
@@ -124,13 +119,6 @@ fn compare(
     }
     report.by_probe.sites = probes.len() as u64;
     Ok(())
-}
-
-/// Whether a probe may have rewritten the byte at `at`.
-fn is_probed(probes: &[Probe], at: Gva) -> bool {
-    let behind = probes.partition_point(|probe| probe.at <= at);
-    let nearest = behind.checked_sub(1).map(|index| probes[index].at);
-    nearest.and_then(|start| at.offset_from(start)).is_some_and(|far| far < PROBE_BYTES)
 }
 
 /// Adds one byte to what is not explained.

@@ -1,16 +1,18 @@
 //! Patches held against the image of the kernel that they are for, or are not. `LUCOS_IMAGES` names the folder that has them.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod images;
 mod patch_module;
 mod small_guest;
 
 use std::fs;
 
+use images::models;
 use lucos_lup::manifest::{
     self, Code, Draining, Function, Import, Kernel, Manifest, ModuleInfo, Policy, Symbol,
 };
 use patch_module::linked_by_others;
-use small_guest::models;
+
 use update_server::image::Image;
 use update_server::phases::admit::{NotAdmitted, admit};
 use update_server::phases::link::{ModuleError, PatchModule};

@@ -1,13 +1,15 @@
 //! A guest that another vCPU writes to while it is looked at. `LUCOS_IMAGES` names the folder with the kernels that it runs.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod images;
 mod small_guest;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use small_guest::{Guest, Plan, Scheduler, models, random};
+use images::models;
+use small_guest::{Guest, Plan, Scheduler, random};
 use update_server::addr::{Gpa, Gva};
 use update_server::census::{self, Census, Doubt, Found, Frame, Outcome, Stack, Survey};
 use update_server::guest::Paused;

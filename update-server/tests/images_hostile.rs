@@ -1,19 +1,16 @@
 //! A guest that lies in everything it says. `LUCOS_IMAGES` names the folder with the kernel that it claims to run.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod images;
 mod lying_guest;
 
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use update_server::addr::Gpa;
 use update_server::census::{self, Survey};
 use update_server::guest::Paused;
-use update_server::image::Image;
 use update_server::kernel::generation::Generation;
 use update_server::kernel::locate::Place;
-use update_server::kernel::model::Model;
 use update_server::kernel::module_sites::sites;
 use update_server::kernel::modules::modules;
 use update_server::kernel::paging::PageTables;
@@ -56,15 +53,7 @@ fn liar(lie: Lie, seed: u64) -> LyingGuest {
 
 #[test]
 fn whatever_the_guest_says_every_look_ends() {
-    let Some(folder) = std::env::var_os("LUCOS_IMAGES") else {
-        println!(
-            "SKIPPED: whatever_the_guest_says_every_look_ends: LUCOS_IMAGES names no folder with kernels"
-        );
-        return;
-    };
-    for name in ["vmlinuz-6.1-cloud", "vmlinuz-6.12-cloud"] {
-        let image = Image::read(&fs::read(Path::new(&folder).join(name)).unwrap()).unwrap();
-        let model = Model::new(image).unwrap();
+    for (name, model) in images::models("whatever_the_guest_says_every_look_ends") {
         let seeds = [(Lie::Pointers, 1), (Lie::Circles, 2), (Lie::Noise, 3), (Lie::Noise, 0x5eed)];
         for (lie, seed) in seeds {
             let liar = liar(lie, seed);

@@ -1,6 +1,8 @@
 //! Debian's kernels, read whole. `LUCOS_IMAGES` names the folder that has them; `cargo xtask test` sees to it.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod images;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
@@ -13,10 +15,7 @@ use update_server::steps::Steps;
 
 /// Every kernel image there is, by the name that tests know it by; empty, and said so, without a folder.
 fn kernels(test: &str) -> Vec<(String, PathBuf)> {
-    let Some(folder) = std::env::var_os("LUCOS_IMAGES") else {
-        println!("SKIPPED: {test}: LUCOS_IMAGES names no folder with kernels; `cargo xtask test` does");
-        return Vec::new();
-    };
+    let Some(folder) = images::folder(test) else { return Vec::new() };
     let entries = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap());
     let named = entries.map(|entry| (entry.file_name().into_string().unwrap(), entry.path()));
     let mut kernels: Vec<_> = named.filter(|(name, _)| name.starts_with("vmlinu")).collect();

@@ -2,14 +2,16 @@
 //! `LUCOS_IMAGES` names the folder with the kernels that the guest runs.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod images;
 mod patch_module;
 mod small_guest;
 
 use std::collections::BTreeMap;
 use std::fs;
 
+use images::models;
 use patch_module::{linked_by_others, put, resolve};
-use small_guest::{Guest, Plan, models};
+use small_guest::{Guest, Plan};
 use update_server::addr::Gva;
 use update_server::guest::Paused;
 use update_server::kernel::running::Running;

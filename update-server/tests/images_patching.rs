@@ -1,9 +1,11 @@
 //! Jumps written into a guest that stands still, and taken back. `LUCOS_IMAGES` names the folder with the kernels that it runs.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod images;
 mod small_guest;
 
-use small_guest::{Guest, Plan, models, physical};
+use images::models;
+use small_guest::{Guest, Plan, physical};
 use update_server::addr::Gva;
 use update_server::census;
 use update_server::guest::{Paused, Vcpu};

@@ -1,9 +1,9 @@
 //! Where jumps can be in the functions of Debian's kernels. `LUCOS_IMAGES` names the folder that has them.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod images;
+
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use update_server::image::{Image, SiteKind, Symbol};
 use update_server::phases::place::{NoPlace, OldFunction};
@@ -26,12 +26,7 @@ fn outcome(image: &Image, name: &str) -> String {
 }
 
 fn kernels(test: &str) -> Vec<(&'static str, Image)> {
-    let Some(folder) = std::env::var_os("LUCOS_IMAGES") else {
-        println!("SKIPPED: {test}: LUCOS_IMAGES names no folder with kernels; `cargo xtask test` does");
-        return Vec::new();
-    };
-    let read = |name| (name, Image::read(&fs::read(Path::new(&folder).join(name)).unwrap()).unwrap());
-    ["vmlinuz-6.1-cloud", "vmlinuz-6.1-rt", "vmlinuz-6.12-cloud"].map(read).into()
+    images::images(test, ["vmlinuz-6.1-cloud", "vmlinuz-6.1-rt", "vmlinuz-6.12-cloud"])
 }
 
 #[test]

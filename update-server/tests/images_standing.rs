@@ -1,9 +1,11 @@
 //! A guest that stands still, of which everything must be known. `LUCOS_IMAGES` names the folder with the kernels that it runs.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod images;
 mod small_guest;
 
-use small_guest::{Guest, Plan, STACK_BYTES, models, physical};
+use images::models;
+use small_guest::{Guest, Plan, STACK_BYTES, physical};
 use update_server::addr::Gva;
 use update_server::census::{self, Outcome, Survey};
 use update_server::guest::{Paused, Registers, Vcpu};

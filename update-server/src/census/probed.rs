@@ -9,10 +9,10 @@ use super::code::{Code, CodeKind};
 use crate::addr::Gva;
 use crate::guest::Memory;
 use crate::kernel::probes::Probe;
+use crate::x86::INT3;
 
-/// Bytes of an instruction, at most (Intel SDM vol. 2A, 2.3.11), and of INT3.
+/// Bytes of an instruction, at most (Intel SDM vol. 2A, 2.3.11).
 const LONGEST: usize = 15;
-const INT3: u8 = 0xcc;
 
 /// Where a task stands that was interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,11 +15,10 @@ use crate::image::{Base, FrameKind, OrcEntry};
 use crate::kernel::modules::Module;
 use crate::kernel::running::Running;
 use crate::steps::Steps;
+use crate::x86::jump::{self, JUMP_BYTES};
 
-/// Bytes of a direct call.
-const CALL_BYTES: u64 = 5;
-/// Its first one (Intel SDM vol. 2A, CALL).
-const CALL: u8 = 0xe8;
+/// Bytes of a direct call, as of a jump.
+const CALL_BYTES: u64 = JUMP_BYTES as u64;
 
 /// How to walk on from a function's first instruction.
 const AT_ENTRY: OrcEntry = OrcEntry {
@@ -148,8 +147,8 @@ impl<'a, 'g, M: Memory> Said<'a, 'g, M> {
     /// What the call before `ip` calls, if that saves registers.
     fn saves_registers(&self, ip: Gva) -> Option<Gva> {
         let start = Gva(ip.0.wrapping_sub(CALL_BYTES));
-        let Ok([CALL, distance @ ..]) = self.kernel.space().array::<5>(start) else { return None };
-        let target = self.kernel.linked(ip.wrapping_offset(i64::from(i32::from_le_bytes(distance))));
+        let target = jump::call_target(start, self.kernel.space().array(start).ok()?)?;
+        let target = self.kernel.linked(target);
         self.kernel.model().symbols.saving.into_iter().flatten().find(|saving| *saving == target)
     }
 }

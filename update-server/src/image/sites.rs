@@ -145,6 +145,11 @@ impl Sites {
         self.list.iter().filter(|site| site.kind == kind).count()
     }
 
+    /// The one that the kernel rewrites at `at`, if there is one.
+    pub fn rewritten_at(&self, at: Gva) -> Option<&Site> {
+        self.overlapping(at, 1).find(|site| site.kind.is_rewritten())
+    }
+
     /// Those with a byte among the `len` bytes from `start` on.
     pub fn overlapping(&self, start: Gva, len: u64) -> impl Iterator<Item = &Site> {
         let end = start.0.saturating_add(len);

@@ -7,6 +7,7 @@ use super::btf::Btf;
 use super::sites::{JumpLabel, Site, SiteKind};
 use crate::addr::Gva;
 use crate::bytes::{i32_at, u64_at};
+use crate::x86::INT3;
 
 /// Bytes of code from a place on that are enough to measure it: the longest instruction behind four bytes of others.
 pub(crate) const CODE: usize = 19;
@@ -17,9 +18,6 @@ const JUMP_ENTRY: usize = 16;
 /// The NOP that has room for a call: functions that may be traced begin with it, and BPF programs do
 /// (`arch/x86/include/asm/nops.h`, `BYTES_NOP5`).
 pub(crate) const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
-/// INT3, which stands on an instruction while the kernel rewrites the rest of it (`arch/x86/kernel/alternative.c`,
-/// `text_poke_bp_batch`).
-const INT3: u8 = 0xcc;
 
 /// A table's bytes, and where the first one is.
 #[derive(Debug, Clone, Copy)]

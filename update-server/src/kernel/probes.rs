@@ -101,6 +101,14 @@ pub fn probes(kernel: &Running<'_, impl Memory>) -> Result<Vec<Probe>, ReadError
     Ok(found)
 }
 
+/// Whether one of `probes`, which are by address, may have rewritten the byte at `at`: the first byte of its instruction, or a
+/// jump over whole instructions if it is optimized (`arch/x86/kernel/kprobes/opt.c`).
+pub(crate) fn is_rewritten(probes: &[Probe], at: Gva) -> bool {
+    let behind = probes.partition_point(|probe| probe.at <= at);
+    let nearest = behind.checked_sub(1).map(|index| probes[index].at);
+    nearest.and_then(|start| at.offset_from(start)).is_some_and(|far| far < JUMP_BYTES)
+}
+
 fn probe(kernel: &Running<'_, impl Memory>, layout: &ProbeLayout, node: Gva) -> Result<Probe, ReadError> {
     let space = kernel.space();
     let pointer = |offset| space.pointer(node.wrapping_add(offset));

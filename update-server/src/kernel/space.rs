@@ -1,5 +1,7 @@
 //! The kernel's virtual memory, read through its own page tables.
 
+use std::ops::Range;
+
 use super::paging::{PageTables, Unmapped};
 use super::translations::Translations;
 use crate::addr::{Gpa, Gva};
@@ -45,29 +47,17 @@ impl<'m, M: Memory> AddressSpace<'m, M> {
 
     /// Fills `into` with the bytes from `at` on.
     pub fn read(&self, at: Gva, into: &mut [u8]) -> Result<(), ReadError> {
-        let mut done = 0;
-        while done < into.len() {
-            let place = at.wrapping_add(done as u64);
+        for (place, part) in pages(at, into.len()) {
             let physical = self.physical(place)?;
-            let here = usize::try_from(0x1000 - (place.0 & 0xfff)).unwrap_or(0x1000).min(into.len() - done);
             let outside = Unmapped::NotRam { at: place, level: 0, physical };
-            self.memory.read(physical, &mut into[done..done + here]).map_err(|_| outside)?;
-            done += here;
+            self.memory.read(physical, &mut into[part]).map_err(|_| outside)?;
         }
         Ok(())
     }
 
     /// The pieces of RAM that the `len` bytes from `at` on are in: the physical address and length of each.
     pub fn pieces(&self, at: Gva, len: usize) -> Result<Vec<(Gpa, usize)>, ReadError> {
-        let mut pieces = Vec::new();
-        let mut done = 0;
-        while done < len {
-            let place = at.wrapping_add(done as u64);
-            let here = usize::try_from(0x1000 - (place.0 & 0xfff)).unwrap_or(0x1000).min(len - done);
-            pieces.push((self.physical(place)?, here));
-            done += here;
-        }
-        Ok(pieces)
+        pages(at, len).map(|(place, part)| Ok((self.physical(place)?, part.len()))).collect()
     }
 
     /// An array of bytes.
@@ -107,18 +97,28 @@ impl<'m, M: Memory> AddressSpace<'m, M> {
     /// Text that ends with a zero byte, or at `max` bytes; what is no UTF-8 in it is replaced.
     pub fn text(&self, at: Gva, max: usize) -> Result<String, ReadError> {
         let mut bytes = vec![0; max.min(TEXT_BYTES)];
-        let mut done = 0;
         // It may end close to the end of what is mapped.
-        while done < bytes.len() {
-            let place = at.wrapping_add(done as u64);
-            let here = usize::try_from(0x1000 - (place.0 & 0xfff)).unwrap_or(0x1000).min(bytes.len() - done);
-            self.read(place, &mut bytes[done..done + here])?;
-            if let Some(end) = bytes[done..done + here].iter().position(|&byte| byte == 0) {
-                bytes.truncate(done + end);
+        for (place, part) in pages(at, bytes.len()) {
+            let begin = part.start;
+            let here = &mut bytes[part];
+            self.read(place, here)?;
+            if let Some(end) = here.iter().position(|&byte| byte == 0) {
+                bytes.truncate(begin + end);
                 break;
             }
-            done += here;
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
+}
+
+/// The `len` bytes from `at` on, cut where pages of 4 KiB begin: where each part is, and which of the bytes it has.
+fn pages(at: Gva, len: usize) -> impl Iterator<Item = (Gva, Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let place = at.wrapping_add(done as u64);
+        let here = usize::try_from(0x1000 - (place.0 & 0xfff)).unwrap_or(0x1000).min(len - done);
+        let part = done..done + here;
+        done += here;
+        (here > 0).then_some((place, part))
+    })
 }

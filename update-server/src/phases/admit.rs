@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use lucos_lup::manifest::{self, Draining, Function, Manifest};
 
 use super::link::{ModuleError, PatchModule};
-use super::place::{NoPlace, OldFunction};
-use crate::addr::Gva;
+use super::place::{NoPlace, OldFunction, is_filler};
 use crate::image::{Image, Symbol};
 use crate::server::{Consistency, Import, Patch, Replacement};
 
@@ -103,7 +102,7 @@ fn replacement(image: &Image, function: &Function) -> Result<Replacement, NotAdm
     let same = found.iter().zip(expected).take_while(|(found, expected)| found == expected).count();
     // What a function is filled up with may be counted as a part of it.
     let rest = &expected[same..];
-    if same < found.len() || rest.iter().any(|byte| !matches!(byte, 0xcc | 0x90)) {
+    if same < found.len() || !rest.iter().all(|&byte| is_filler(byte)) {
         return Err(NotAdmitted::OtherCode { function: function.name.clone(), offset: same });
     }
     Ok(Replacement { old, new: function.new.clone() })
@@ -137,12 +136,5 @@ fn nth<'i>(image: &'i Image, name: &str, position: u32) -> Option<Symbol<'i>> {
     match usize::try_from(position).ok()?.checked_sub(1) {
         None => image.symbols().only(name),
         Some(index) => image.symbols().named(name).nth(index),
-    }
-}
-
-impl Import {
-    /// Where it is in a kernel that has been moved by `distance`.
-    pub fn now(&self, distance: u64) -> Gva {
-        if self.absolute { self.linked } else { self.linked.wrapping_add(distance) }
     }
 }

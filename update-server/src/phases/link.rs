@@ -16,7 +16,7 @@ use object::read::elf::{FileHeader, Rela, SectionHeader, Sym};
 
 use crate::addr::Gva;
 use crate::guest::Memory;
-use crate::image::{AlternativeLayout, CODE, SiteKind, Table};
+use crate::image::{AlternativeLayout, CODE, SiteKind, Sites, Table};
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
 use crate::limits::{PATCH_MODULE_BYTES, PATCH_RELOCATIONS, PATCH_SECTIONS, PATCH_SYMBOLS};
@@ -252,7 +252,7 @@ impl PatchModule {
             let bytes = (0_u64..).zip(found.iter().zip(&expected));
             for (offset, (&found, &expected)) in bytes.filter(|(_, (found, expected))| found != expected) {
                 let here = start.wrapping_add(offset);
-                if !sites.iter().any(|site| site.contains(&here)) {
+                if sites.rewritten_at(here).is_none() {
                     let section = section.name.clone();
                     return Err(ModuleError::Differs { section, at: here, found, expected });
                 }
@@ -322,7 +322,7 @@ impl PatchModule {
         kernel: &Running<'_, impl Memory>,
         at: &BTreeMap<String, Gva>,
         resolve: &dyn Fn(&str) -> Option<Gva>,
-    ) -> Result<Vec<Range<Gva>>, ModuleError> {
+    ) -> Result<Sites, ModuleError> {
         let alternatives = AlternativeLayout::of(kernel.model().image().types());
         let mut found = Vec::new();
         for (kind, name) in SiteKind::TABLES.into_iter().filter(|(kind, _)| kind.is_rewritten()) {
@@ -333,12 +333,12 @@ impl PatchModule {
                 for place in table.places(kind, alternatives).map_err(malformed)? {
                     let Some(code) = self.code(place.start, at) else { continue };
                     if let Ok(Some(site)) = place.measure(&code) {
-                        found.push(site.start..site.start.wrapping_add(site.len.into()));
+                        found.push(site);
                     }
                 }
             }
         }
-        Ok(found)
+        Ok(Sites::new(found))
     }
 
     /// The module's code from `place` on, as it is in the file: enough to measure what is there.

@@ -12,6 +12,7 @@ use crate::image::{Image, JumpLabel, Site, SiteKind, Symbol};
 use crate::limits::{PLACE_BYTES, PLACES};
 use crate::x86::branches::{self, Lead, Leading};
 use crate::x86::jump::JUMP_BYTES;
+use crate::x86::{INT3, NOP};
 
 /// Why a function cannot be replaced. Addresses are those that the kernel was linked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -330,6 +331,11 @@ fn is_entry(image: &Image, at: Gva) -> bool {
     start.zip(end).is_some_and(|(start, end)| (start..end).contains(&at))
 }
 
+/// Whether functions are filled up with it: INT3 since 5.8, and single-byte NOPs in hand-written code.
+pub(super) fn is_filler(byte: u8) -> bool {
+    matches!(byte, INT3 | NOP)
+}
+
 /// The code of the function that begins at `start`, without what it is filled up with: INT3, NOPs, or nothing. `None` if it is
 /// not in the text that stays.
 fn text_of(image: &Image, start: Gva) -> Option<Range<Gva>> {
@@ -340,7 +346,6 @@ fn text_of(image: &Image, start: Gva) -> Option<Range<Gva>> {
     let (_, next) = image.symbols().function(start)?;
     let end = next.unwrap_or(limit).min(limit);
     let code = image.bytes(start, usize::try_from(end.0 - start.0).ok()?)?;
-    // Filled up with INT3 since 5.8, and single-byte NOPs in hand-written code.
-    let used = code.iter().rposition(|byte| !matches!(byte, 0xcc | 0x90)).map_or(0, |last| last + 1);
+    let used = code.iter().rposition(|&byte| !is_filler(byte)).map_or(0, |last| last + 1);
     Some(start..start.wrapping_add(used as u64))
 }

@@ -5,16 +5,11 @@ use crate::addr::Gva;
 use crate::guest::Memory;
 use crate::image::Image;
 use crate::journal::Edit;
-use crate::kernel::probes::Probe;
+use crate::kernel::probes::{Probe, is_rewritten};
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
 use crate::x86::jump::{JUMP_BYTES, jump};
-
-/// Fills what is left of the last instruction under a jump, so that whoever reads the code meets whole instructions: the kernel
-/// does, before it puts a probe into a function (`can_probe` in `arch/x86/kernel/kprobes/core.c`).
-const NOP: u8 = 0x90;
-/// What a probe has in the place of an instruction.
-const INT3: u8 = 0xcc;
+use crate::x86::{INT3, NOP};
 
 /// Why the text is not as it must be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,6 +58,8 @@ fn original(image: &Image, distance: u64, at: Gva, len: usize) -> Vec<u8> {
 fn jumping(function: &OldFunction, at: Gva, len: usize, to: Gva) -> Result<Vec<u8>, TextError> {
     let jump = jump(at, to).ok_or_else(|| TextError::TooFar { function: function.name.clone(), to })?;
     let mut bytes = jump.to_vec();
+    // Whoever reads the code meets whole instructions: the kernel does, before it puts a probe into a function (`can_probe` in
+    // `arch/x86/kernel/kprobes/core.c`).
     bytes.resize(len.max(JUMP_BYTES), NOP);
     Ok(bytes)
 }
@@ -133,10 +130,7 @@ fn compare_part(
     let bytes = (0_u64..).zip(found.iter().zip(&expected));
     for (offset, (&found, &expected)) in bytes.filter(|(_, (found, expected))| found != expected) {
         let (linked, at) = (part.start.wrapping_add(offset), start.wrapping_add(offset));
-        let is_site = image.sites().overlapping(linked, 1).any(|site| site.kind.is_rewritten());
-        // An armed probe, or a jump over whole instructions if it is optimized.
-        let is_probe = probes.iter().any(|probe| at.offset_from(probe.at).is_some_and(|far| far < 5));
-        if !is_site && !is_probe {
+        if image.sites().rewritten_at(linked).is_none() && !is_rewritten(probes, at) {
             return Err(TextError::Differs { function: function.name.clone(), at, found, expected });
         }
     }

@@ -10,29 +10,12 @@ mod scheduler;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use update_server::addr::{Gpa, Gva};
 use update_server::guest::{Memory, NoRam, Paused, Vcpu};
-use update_server::image::Image;
-use update_server::kernel::model::Model;
 
 pub(crate) use plan::{Plan, STACK_BYTES, physical};
 pub(crate) use scheduler::Scheduler;
-
-/// Every kernel that the guest may run; none, and said so, without a folder.
-pub(crate) fn models(test: &str) -> Vec<(&'static str, Model)> {
-    let Some(folder) = std::env::var_os("LUCOS_IMAGES") else {
-        println!("SKIPPED: {test}: LUCOS_IMAGES names no folder with kernels");
-        return Vec::new();
-    };
-    let read = |name| {
-        let file = fs::read(Path::new(&folder).join(name)).unwrap();
-        (name, Model::new(Image::read(&file).unwrap()).unwrap())
-    };
-    ["vmlinuz-6.1-cloud", "vmlinuz-6.12-cloud"].map(read).into()
-}
 
 /// What another vCPU does in between two readings: a word, and where it is written to.
 pub(crate) type Write = (Gpa, u64);
