@@ -18,6 +18,8 @@ pub enum Group {
     Modules,
     /// Building libFuzzer.
     Fuzz,
+    /// Signing by somebody else's program, which tests hold ours against.
+    Signing,
     /// The AMD host, but for its QEMU, which is not installed.
     Amd,
     /// The Intel host: Bochs.
@@ -58,6 +60,8 @@ const MODULES: [Requirement; 3] = [
 
 const FUZZ: [Requirement; 2] = [requirement("gcc", "gcc"), requirement("g++", "g++")];
 
+const SIGNING: [Requirement; 1] = [requirement("minisign", "minisign")];
+
 const AMD: [Requirement; 2] = [requirement("busybox-static", "busybox"), requirement("kmod", "modprobe")];
 
 const INTEL: [Requirement; 9] = [
@@ -79,6 +83,7 @@ impl Group {
             Self::Images => IMAGES.iter().chain(&IMAGES_UNPRIVILEGED).copied().collect(),
             Self::Modules => MODULES.to_vec(),
             Self::Fuzz => FUZZ.to_vec(),
+            Self::Signing => SIGNING.to_vec(),
             Self::Amd => AMD.to_vec(),
             Self::Intel => INTEL.to_vec(),
         }

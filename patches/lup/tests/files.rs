@@ -4,10 +4,11 @@
 mod small_module;
 
 use std::cmp::Ordering;
+use std::path::Path;
 
 use lucos_lup::container::ContainerError;
-use lucos_lup::signature::VerifyError;
-use lucos_lup::{Container, Patch, PublicKey, Signature};
+use lucos_lup::signature::{SignatureError, VerifyError};
+use lucos_lup::{Container, Manifest, Patch, PublicKey, Signature};
 use minisign::KeyPair;
 use small_module::{manifest, module};
 
@@ -153,4 +154,27 @@ fn manifest_and_module_must_fit_when_packed_and_when_read() {
     assert!(error.to_string().contains("\"lup_other\""), "{error}");
     let file = lucos_lup::container::write(&other.to_json().unwrap(), &module()).unwrap();
     assert_eq!(Patch::read(&Container::read(&file).unwrap()).unwrap_err(), error);
+}
+
+/// A seed that is not read as what it was made for leads the fuzzer nowhere.
+#[test]
+fn the_seeds_of_the_fuzz_targets_are_what_they_are_called() {
+    let seed = |name: &str| {
+        let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
+        std::fs::read(seeds.join(name)).unwrap()
+    };
+    let key = PublicKey::read(&seed("signature/public")).unwrap();
+    let (unsigned, signed) = (seed("lup/unsigned"), seed("lup/signed"));
+    let container = Container::read(&signed).unwrap();
+    assert!(container.verify(std::slice::from_ref(&key)).is_ok());
+    assert_eq!(container.body(), unsigned);
+    assert_eq!(Patch::read(&container).unwrap().manifest, manifest());
+    assert_eq!(Manifest::read(&seed("manifest/whole")), Ok(manifest()));
+    assert!(Manifest::read(&seed("manifest/shortest")).is_ok());
+    assert_eq!(seed("module/small"), module());
+    assert_eq!(
+        Signature::read(&seed("signature/hashed")).unwrap().verify(&unsigned, &[key]).map(drop),
+        Ok(())
+    );
+    assert_eq!(Signature::read(&seed("signature/not-hashed")), Err(SignatureError::NotHashed));
 }
