@@ -84,7 +84,7 @@ impl Bench<'_> {
     fn roll_back(&mut self, id: PatchId) -> Result<(), SwitchError> {
         let census = self.census();
         let kernel = Running::find(self.model, &self.guest, self.guest.vcpus()).unwrap();
-        self.server.roll_back(id, &kernel, &self.guest, &census).map_err(|error| *error)
+        self.server.roll_back(id, &kernel, &self.guest, &census).map(drop).map_err(|error| *error)
     }
 
     /// Where a function jumps to.

@@ -106,6 +106,12 @@ impl Task {
         kernel.space().pointer(address.wrapping_add(kernel.model().layout.task.stack))
     }
 
+    /// Whether it has run since it was read, or another task has taken its place: only then can its stack be another one.
+    pub fn has_run(&self, kernel: &Running<'_, impl Memory>) -> Result<bool, ReadError> {
+        let mark = Mark::read(kernel, self.address)?;
+        Ok(mark.on_cpu || mark != self.mark())
+    }
+
     /// What it was read by.
     pub(super) fn mark(&self) -> Mark {
         let on_cpu = self.activity == Activity::OnCpu;

@@ -12,6 +12,7 @@ pub mod modules;
 pub mod paging;
 pub mod probes;
 pub mod running;
+pub mod sections;
 pub mod space;
 pub mod trampolines;
 mod translations;

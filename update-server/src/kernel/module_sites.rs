@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use super::modules::{Module, ModuleState, take};
 use super::running::Running;
+use super::sections::{self, SectionsLayout};
 use super::space::ReadError;
 use crate::addr::Gva;
 use crate::guest::Memory;
 use crate::image::{AlternativeLayout, Btf, CODE, Site, SiteKind, Sites, Table, entry_bytes, trampolines};
-use crate::limits::{MODULE_BYTES, MODULE_SECTIONS, MODULE_SITES, SECTION_NAME_BYTES};
+use crate::limits::{MODULE_BYTES, MODULE_SECTIONS, MODULE_SITES};
 
 /// What the guest says of one module's sites.
 #[derive(Debug, Clone, Default)]
@@ -35,33 +36,8 @@ pub(crate) struct ModuleTables {
     kept: Vec<(SiteKind, u64, u64)>,
     /// Offsets there of addresses and sizes in bytes of all memory of a module.
     memory: Vec<(u64, u64)>,
-    sections: Option<SectionsLayout>,
+    pub(super) sections: Option<SectionsLayout>,
     alternatives: Option<AlternativeLayout>,
-}
-
-/// `struct module_sect_attrs` and `module_sect_attr` (`kernel/module/sysfs.c`, 6.1 to 6.12).
-#[derive(Debug, Clone, Copy)]
-struct SectionsLayout {
-    list: u64,
-    count: u64,
-    first: u64,
-    bytes: u64,
-    name: u64,
-    address: u64,
-}
-
-impl SectionsLayout {
-    fn of(types: &Btf) -> Option<Self> {
-        let offset = |structure, member| types.offset(structure, member).ok();
-        Some(Self {
-            list: offset("module", "sect_attrs")?,
-            count: offset("module_sect_attrs", "nsections")?,
-            first: offset("module_sect_attrs", "attrs")?,
-            bytes: types.size_of("module_sect_attr").ok()?,
-            name: offset("module_sect_attr", "battr.attr.name")?,
-            address: offset("module_sect_attr", "address")?,
-        })
-    }
 }
 
 /// Those that the kernel applies once (`arch/x86/kernel/module.c`, `module_finalize`).
@@ -224,28 +200,13 @@ impl<'a, 'g, M: Memory> Reader<'a, 'g, M> {
 
     /// Where the tables are that have sections of their own.
     fn sections(&mut self) -> Result<Vec<(SiteKind, Range<Gva>)>, String> {
-        let layout =
-            self.tables.sections.ok_or("this kernel keeps its modules' sections in an unknown way")?;
-        let space = self.kernel.space();
-        let list = space.pointer(self.module.address().wrapping_add(layout.list)).map_err(text)?;
-        if list.0 == 0 {
-            return Err("the kernel has not kept its sections".to_owned());
-        }
-        let count = space.u32(list.wrapping_add(layout.count)).map_err(text)?;
-        let here = take(&mut self.budget.sections, count);
+        let listed = sections::listed(self.kernel, self.module, &mut self.budget.sections)?;
         let mut ends = self.memory().map_err(text)?;
         let mut found = Vec::new();
-        for index in 0..here as u64 {
-            let section = list.wrapping_add(layout.first + index * layout.bytes);
-            let start = space.pointer(section.wrapping_add(layout.address)).map_err(text)?;
-            let name = space.pointer(section.wrapping_add(layout.name)).map_err(text)?;
-            let name = space.text(name, SECTION_NAME_BYTES).map_err(text)?;
+        for (name, start) in listed {
             ends.push(start);
             let kind = SECTIONS.into_iter().find(|kind| kind.table() == name);
             found.extend(kind.map(|kind| (kind, start)));
-        }
-        if here < usize::try_from(count).unwrap_or(usize::MAX) {
-            return Err(format!("only {here} sections of {count} were read"));
         }
         // A section ends where the next one begins, or the memory that it is in ends.
         ends.sort_unstable();

@@ -102,6 +102,7 @@ struct Symbol {
     name: String,
     section: usize,
     value: u64,
+    size: u64,
     /// Where in the file its entry is.
     entry: usize,
 }
@@ -148,6 +149,7 @@ impl PatchModule {
                 name: String::from_utf8_lossy(name).into_owned(),
                 section: usize::from(symbol.st_shndx(LE).0),
                 value: symbol.st_value(LE),
+                size: symbol.st_size(LE),
                 entry: table_at + index * entry_bytes,
             })
         });
@@ -234,6 +236,21 @@ impl PatchModule {
         let nowhere = || ModuleError::Malformed(format!("{name} is in no section"));
         let section = self.sections.get(symbol.section).ok_or_else(nowhere)?;
         Ok(section.start(at)?.wrapping_add(symbol.value))
+    }
+
+    /// Where the code of the function `name` is in a module whose sections are at `at`, with the part that the compiler has
+    /// set aside as unlikely (`-freorder-functions`: `NAME.cold`).
+    pub fn function(&self, name: &str, at: &BTreeMap<String, Gva>) -> Result<Vec<Range<Gva>>, ModuleError> {
+        let cold = format!("{name}.cold");
+        let parts = self.symbols.iter().filter(|symbol| symbol.name == name || symbol.name == cold);
+        let range = |symbol: &Symbol| {
+            let Some(section) = self.sections.get(symbol.section).filter(|_| symbol.section != 0) else {
+                return Ok(None);
+            };
+            let start = section.start(at)?.wrapping_add(symbol.value);
+            Ok(Some(start..start.wrapping_add(symbol.size.max(1))))
+        };
+        parts.filter_map(|symbol| range(symbol).transpose()).collect()
     }
 
     /// Compares the guest's copy with this one, linked for `at`. Only where the module's own tables say so may it differ.

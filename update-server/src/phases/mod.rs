@@ -8,8 +8,10 @@
 //! | [`quiet`] | whether the guest is changing its text at this moment |
 //! | [`stack_check`] | who is in the code that is replaced |
 //! | [`rewrite`] | which bytes change |
+//! | [`drain`] | whether the last has left the code that was replaced |
 
 pub mod admit;
+pub mod drain;
 pub mod link;
 pub mod place;
 pub mod quiet;

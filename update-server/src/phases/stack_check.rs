@@ -7,30 +7,24 @@ use std::ops::Range;
 
 use super::place::{OldFunction, Position};
 use crate::addr::Gva;
-use crate::census::{Census, Code, CodeKind, Outcome};
+use crate::census::{Census, Code, CodeKind, Outcome, Task};
 use crate::guest::Memory;
 use crate::kernel::running::Running;
 
 /// Code that is watched.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Watched<'a> {
     /// A function of the kernel that is replaced.
     Function(&'a OldFunction),
     /// Code that took the place of others, where it is now; its name is for people.
-    Code(&'a str, &'a Range<Gva>),
+    Code(&'a str, Range<Gva>),
 }
 
 /// A frame in such code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// The task, and since when it is that one.
-    pub task: Gva,
-    /// See `task`.
-    pub start_time: u64,
-    /// Its number.
-    pub pid: u32,
-    /// Its name.
-    pub comm: String,
+    /// Whose it is.
+    pub task: Task,
     /// The function.
     pub function: String,
     /// Where the frame goes on, and where on the stack that is; `None` if it is in a vCPU's registers.
@@ -70,17 +64,14 @@ impl Presence {
                         }
                         Watched::Code(name, text) => {
                             let inside = text.contains(&Gva(at.0.wrapping_sub(frame.behind_call.into())));
-                            (*name, if inside { Position::Inside } else { Position::Outside })
+                            (&**name, if inside { Position::Inside } else { Position::Outside })
                         }
                     };
                     matches!(position, Position::Under | Position::Inside).then_some((function, position))
                 });
                 if let Some((function, position)) = found {
                     presence.holders.push(Holder {
-                        task: stack.task.address,
-                        start_time: stack.task.start_time,
-                        pid: stack.task.pid,
-                        comm: stack.task.comm.clone(),
+                        task: stack.task.clone(),
                         function: function.to_owned(),
                         address: frame.address,
                         slot: frame.slot,

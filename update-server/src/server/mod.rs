@@ -8,215 +8,32 @@
 //! Patches of one function form a stack: the function jumps to what the last one brought. One further down can go without
 //! anything changing in the guest.
 
+mod patch;
+mod refusal;
+
 use std::collections::{BTreeMap, HashMap};
+
+pub use patch::{Consistency, Import, Patch, PatchId, Replacement, State};
+pub use refusal::{NotNow, Refusal, SwitchError};
 
 use crate::addr::Gva;
 use crate::census::Census;
-use crate::guest::Paused;
-use crate::journal::{Journal, JournalError};
+use crate::guest::{Memory, Paused};
+use crate::journal::Journal;
 use crate::kernel::running::Running;
-use crate::kernel::space::ReadError;
 use crate::limits::PATCHES;
-use crate::phases::link::{ModuleError, PatchModule};
 use crate::phases::place::OldFunction;
 use crate::phases::quiet;
-use crate::phases::rewrite::{self, TextError};
-use crate::phases::stack_check::{Holder, Presence, Watched};
-
-/// By which a patch is called, from when it was added on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PatchId(pub u32);
-
-/// Whether old and new code may run at the same time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Consistency {
-    /// They may: it is applied at once, and who is inside an old function finishes there (LUCOS, VEE 2006).
-    Coexist,
-    /// They may not: it is applied when nobody is inside an old function (Ksplice, `EuroSys` 2009).
-    Quiescent,
-}
-
-/// One function, and what takes its place.
-#[derive(Debug, Clone)]
-pub struct Replacement {
-    /// The kernel's function.
-    pub old: OldFunction,
-    /// The symbol of the new one in the patch's module.
-    pub new: String,
-}
-
-/// A symbol of the kernel that a patch's module refers to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Import {
-    /// Where it was linked for.
-    pub linked: Gva,
-    /// Whether it stays there under KASLR.
-    pub absolute: bool,
-}
-
-impl Import {
-    /// Where it is in a kernel that has been moved by `distance`.
-    pub fn now(&self, distance: u64) -> Gva {
-        if self.absolute { self.linked } else { self.linked.wrapping_add(distance) }
-    }
-}
-
-/// A patch that everything static is known of.
-#[derive(Debug, Clone)]
-pub struct Patch {
-    /// Its name.
-    pub name: String,
-    /// What it replaces.
-    pub functions: Vec<Replacement>,
-    /// The code that it brings.
-    pub module: PatchModule,
-    /// What that refers to in the kernel, by the name that it has there.
-    pub imports: BTreeMap<String, Import>,
-    /// Patches that must have been applied before it, and stay.
-    pub requires: Vec<String>,
-    /// Its policy.
-    pub consistency: Consistency,
-}
-
-impl Patch {
-    /// The module as a guest is to load it whose kernel has been moved by `distance`.
-    pub fn module_for(&self, distance: u64) -> Vec<u8> {
-        self.module.resolved(|name| self.import(name, distance))
-    }
-
-    fn import(&self, name: &str, distance: u64) -> Option<Gva> {
-        self.imports.get(name).map(|import| import.now(distance))
-    }
-}
-
-/// What a patch is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// Nothing in the guest is changed by it.
-    Ready,
-    /// Its functions are switched.
-    Applied,
-    /// The kernel that it was applied to is gone, and all of its changes with it.
-    Gone,
-}
-
-/// Why a patch was not applied or rolled back. Nothing in the guest was changed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// There are too many.
-    #[error("there are {limit} patches already; remove one that is not applied")]
-    TooMany {
-        /// The limit.
-        limit: usize,
-    },
-    /// There is none of that number.
-    #[error("there is no patch {}", id.0)]
-    Unknown {
-        /// The number.
-        id: PatchId,
-    },
-    /// It is not in the state for it.
-    #[error("patch {name} is {state:?}, and not {needed:?}")]
-    WrongState {
-        /// Its name.
-        name: String,
-        /// Its state.
-        state: State,
-        /// The state it would have to be in.
-        needed: State,
-    },
-    /// What it is built upon is not there.
-    #[error("patch {name} is built upon {missing}, which is not applied; apply that first")]
-    Requires {
-        /// Its name.
-        name: String,
-        /// The other's name.
-        missing: String,
-    },
-    /// Another one is built upon it.
-    #[error("patch {dependent} is built upon {name}; roll that back first")]
-    Required {
-        /// Its name.
-        name: String,
-        /// The other's name.
-        dependent: String,
-    },
-    /// The guest's text is not as it must be.
-    #[error(transparent)]
-    Text(#[from] TextError),
-    /// The guest's copy of the module is not as it must be.
-    #[error(transparent)]
-    Module(#[from] ModuleError),
-    /// The bytes could not be changed.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// The guest's memory cannot be followed.
-    #[error("the kernel's data cannot be followed: {0}")]
-    Unreadable(#[from] ReadError),
-}
-
-/// Why a patch cannot be applied or rolled back at this moment. Nothing in the guest was changed; a moment later it may work.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotNow {
-    /// The guest is changing its own text.
-    #[error("the guest is changing its text (the task at {by} has the lock for it)")]
-    TextChanges {
-        /// Who has the lock.
-        by: Gva,
-    },
-    /// Somebody stands where the jump is to be.
-    #[error("{} ({}) stands where {} is to jump", holder.comm, holder.pid, holder.function)]
-    Under {
-        /// Who.
-        holder: Box<Holder>,
-    },
-    /// Somebody is inside, and may not finish there.
-    #[error("{} frames are inside the old functions, the first one of {} ({}) in {}", holders.len(), holders[0].comm, holders[0].pid, holders[0].function)]
-    Inside {
-        /// Who; at least one.
-        holders: Vec<Holder>,
-    },
-    /// Not everybody's whereabouts are proven.
-    #[error("of {} stacks not everything is proven: {}", doubts.len(), doubts[0])]
-    Doubt {
-        /// What is not; at least one.
-        doubts: Vec<String>,
-    },
-    /// The guest has put a probe on the jump, which would be lost.
-    #[error("a probe is on the jump at {at} in {function}; it must be removed first")]
-    Probed {
-        /// The function.
-        function: String,
-        /// Where.
-        at: Gva,
-    },
-}
-
-/// Either.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SwitchError {
-    /// It will not work later either.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// It may work later.
-    #[error(transparent)]
-    NotNow(#[from] NotNow),
-}
-
-impl<E: Into<Refusal>> From<E> for Box<SwitchError> {
-    fn from(error: E) -> Self {
-        Self::new(SwitchError::Refused(error.into()))
-    }
-}
-
-fn not_now<T>(why: NotNow) -> Result<T, Box<SwitchError>> {
-    Err(Box::new(SwitchError::NotNow(why)))
-}
+use crate::phases::rewrite;
+use crate::phases::stack_check::{Presence, Watched};
+use refusal::not_now;
 
 #[derive(Debug)]
 struct Entry {
     patch: Patch,
     state: State,
+    /// Where the guest has its module, once it was applied in this run of the kernel.
+    sections: Option<BTreeMap<String, Gva>>,
 }
 
 /// All patches of one guest.
@@ -236,7 +53,7 @@ impl UpdateServer {
         }
         self.last += 1;
         let id = PatchId(self.last);
-        self.patches.insert(id, Entry { patch, state: State::Ready });
+        self.patches.insert(id, Entry { patch, state: State::Ready, sections: None });
         Ok(id)
     }
 
@@ -262,8 +79,11 @@ impl UpdateServer {
     /// The guest's kernel is another one, or was started again: what had been applied is gone.
     pub fn kernel_is_gone(&mut self) {
         self.jumps.clear();
-        for entry in self.patches.values_mut().filter(|entry| entry.state == State::Applied) {
-            entry.state = State::Gone;
+        for entry in self.patches.values_mut() {
+            if entry.state == State::Applied {
+                entry.state = State::Gone;
+            }
+            entry.sections = None;
         }
     }
 
@@ -300,9 +120,7 @@ impl UpdateServer {
             edits.extend(rewrite::edits(kernel, old, from, Some(to))?);
             targets.push((old.text.start, to));
         }
-        let watched: Vec<_> =
-            patch.functions.iter().map(|function| Watched::Function(&function.old)).collect();
-        let presence = Presence::of(kernel, census, &watched);
+        let presence = Presence::of(kernel, census, &self.replaced(patch, None));
         if !presence.doubts.is_empty() {
             return not_now(NotNow::Doubt { doubts: presence.doubts });
         }
@@ -317,6 +135,9 @@ impl UpdateServer {
             self.jumps.entry(function).or_default().push((id, to));
         }
         self.set_state(id, State::Applied);
+        if let Some(entry) = self.patches.get_mut(&id) {
+            entry.sections = Some(sections.clone());
+        }
         Ok(presence)
     }
 
@@ -327,7 +148,7 @@ impl UpdateServer {
         kernel: &Running<'_, M>,
         guest: &M,
         census: &Census,
-    ) -> Result<(), Box<SwitchError>> {
+    ) -> Result<Presence, Box<SwitchError>> {
         if self.state(id)? != State::Applied {
             return Err(self.wrong_state(id, State::Applied).into());
         }
@@ -355,13 +176,63 @@ impl UpdateServer {
             let to = below.last().map(|(_, to)| *to);
             edits.extend(rewrite::edits(kernel, old, Some(*own), to)?);
         }
+        let presence = Presence::of(kernel, census, &Self::brought(self.entry(id)?));
+        if patch.consistency == Consistency::Quiescent {
+            if !presence.doubts.is_empty() {
+                return not_now(NotNow::Doubt { doubts: presence.doubts });
+            }
+            if !presence.holders.is_empty() {
+                return not_now(NotNow::Inside { holders: presence.holders });
+            }
+        }
         Journal::check(kernel.space(), &edits)?.commit(guest)?;
         for stack in self.jumps.values_mut() {
             stack.retain(|(owner, _)| *owner != id);
         }
         self.jumps.retain(|_, stack| !stack.is_empty());
         self.set_state(id, State::Ready);
-        Ok(())
+        Ok(presence)
+    }
+
+    /// Who is in code that is of no more use since the patch was applied, or rolled back: in the functions that it replaces, or in
+    /// its own code. The guest may run; then this is no proof of anybody's absence.
+    pub fn presence<M: Memory>(
+        &self,
+        id: PatchId,
+        kernel: &Running<'_, M>,
+        census: &Census,
+    ) -> Result<Presence, Refusal> {
+        let entry = self.entry(id)?;
+        let watched = match entry.state {
+            State::Applied => self.replaced(&entry.patch, Some(id)),
+            State::Ready | State::Gone => Self::brought(entry),
+        };
+        Ok(Presence::of(kernel, census, &watched))
+    }
+
+    /// The code that a patch takes the place of: the kernel's functions, and what patches below it have brought for them.
+    fn replaced<'a>(&'a self, patch: &'a Patch, id: Option<PatchId>) -> Vec<Watched<'a>> {
+        let mut watched = Vec::new();
+        for Replacement { old, .. } in &patch.functions {
+            watched.push(Watched::Function(old));
+            let stack = self.jumps.get(&old.text.start).map_or(&[][..], |stack| stack);
+            let below = stack.iter().map(|(owner, _)| *owner).take_while(|owner| Some(*owner) != id);
+            for entry in below.filter_map(|owner| self.patches.get(&owner)) {
+                let Some(sections) = &entry.sections else { continue };
+                let same = |other: &&Replacement| other.old.text.start == old.text.start;
+                let Some(new) = entry.patch.functions.iter().find(same).map(|other| &*other.new) else { continue };
+                let parts = entry.patch.module.function(new, sections).unwrap_or_default();
+                watched.extend(parts.into_iter().map(|part| Watched::Code(new, part)));
+            }
+        }
+        watched
+    }
+
+    /// All code that a patch has brought.
+    fn brought(entry: &Entry) -> Vec<Watched<'_>> {
+        let text = entry.sections.as_ref().and_then(|sections| entry.patch.module.text(sections).ok());
+        let name = &*entry.patch.name;
+        text.into_iter().flatten().map(|part| Watched::Code(name, part)).collect()
     }
 
     /// What a function jumps to now.

@@ -1,0 +1,44 @@
+//! Who is still in code that nobody enters any more, until the last has left.
+//!
+//! Their number only falls. Whether one may have left is seen without a pause: a task that has not run since is where it was.
+//! That somebody has left is believed to a census alone.
+
+use super::stack_check::{Holder, Presence};
+use crate::guest::Memory;
+use crate::kernel::running::Running;
+
+/// Those who are left.
+#[derive(Debug, Clone, Default)]
+pub struct Draining {
+    holders: Vec<Holder>,
+    doubts: Vec<String>,
+}
+
+impl Draining {
+    /// As a census has found it.
+    pub fn of(presence: Presence) -> Self {
+        Self { holders: presence.holders, doubts: presence.doubts }
+    }
+
+    /// Who was found last.
+    pub fn holders(&self) -> &[Holder] {
+        &self.holders
+    }
+
+    /// What is not proven of others.
+    pub fn doubts(&self) -> &[String] {
+        &self.doubts
+    }
+
+    /// Whether the last has left: nobody was found, and nothing is in doubt.
+    pub fn is_over(&self) -> bool {
+        self.holders.is_empty() && self.doubts.is_empty()
+    }
+
+    /// Whether another census could find fewer of them, in a guest that may run. One that cannot be read says yes: its task may
+    /// have ended.
+    pub fn may_have_left(&self, kernel: &Running<'_, impl Memory>) -> bool {
+        let moved = |holder: &Holder| holder.task.has_run(kernel).unwrap_or(true);
+        !self.doubts.is_empty() || self.holders.is_empty() || self.holders.iter().any(moved)
+    }
+}

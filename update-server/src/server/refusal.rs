@@ -1,0 +1,128 @@
+//! Why a patch is not applied or rolled back: never, or not now.
+
+use super::patch::{PatchId, State};
+use crate::addr::Gva;
+use crate::journal::JournalError;
+use crate::kernel::space::ReadError;
+use crate::phases::link::ModuleError;
+use crate::phases::rewrite::TextError;
+use crate::phases::stack_check::Holder;
+
+/// Why a patch was not applied or rolled back. Nothing in the guest was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There are too many.
+    #[error("there are {limit} patches already; remove one that is not applied")]
+    TooMany {
+        /// The limit.
+        limit: usize,
+    },
+    /// There is none of that number.
+    #[error("there is no patch {}", id.0)]
+    Unknown {
+        /// The number.
+        id: PatchId,
+    },
+    /// It is not in the state for it.
+    #[error("patch {name} is {state:?}, and not {needed:?}")]
+    WrongState {
+        /// Its name.
+        name: String,
+        /// Its state.
+        state: State,
+        /// The state it would have to be in.
+        needed: State,
+    },
+    /// What it is built upon is not there.
+    #[error("patch {name} is built upon {missing}, which is not applied; apply that first")]
+    Requires {
+        /// Its name.
+        name: String,
+        /// The other's name.
+        missing: String,
+    },
+    /// Another one is built upon it.
+    #[error("patch {dependent} is built upon {name}; roll that back first")]
+    Required {
+        /// Its name.
+        name: String,
+        /// The other's name.
+        dependent: String,
+    },
+    /// The guest's text is not as it must be.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The guest's copy of the module is not as it must be.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    /// The bytes could not be changed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The guest's memory cannot be followed.
+    #[error("the kernel's data cannot be followed: {0}")]
+    Unreadable(#[from] ReadError),
+}
+
+/// Why a patch cannot be applied or rolled back at this moment. Nothing in the guest was changed; a moment later it may work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotNow {
+    /// The guest is changing its own text.
+    #[error("the guest is changing its text (the task at {by} has the lock for it)")]
+    TextChanges {
+        /// Who has the lock.
+        by: Gva,
+    },
+    /// Somebody stands where the jump is to be.
+    #[error("{} ({}) stands where {} is to jump", holder.task.comm, holder.task.pid, holder.function)]
+    Under {
+        /// Who.
+        holder: Box<Holder>,
+    },
+    /// Somebody is inside, and may not finish there.
+    #[error(
+        "{} frames are in the code that is replaced, the first one that of {} ({}) in {}",
+        holders.len(),
+        holders[0].task.comm,
+        holders[0].task.pid,
+        holders[0].function
+    )]
+    Inside {
+        /// Who; at least one.
+        holders: Vec<Holder>,
+    },
+    /// Not everybody's whereabouts are proven.
+    #[error("of {} stacks not everything is proven: {}", doubts.len(), doubts[0])]
+    Doubt {
+        /// What is not; at least one.
+        doubts: Vec<String>,
+    },
+    /// The guest has put a probe on the jump, which would be lost.
+    #[error("a probe is on the jump at {at} in {function}; it must be removed first")]
+    Probed {
+        /// The function.
+        function: String,
+        /// Where.
+        at: Gva,
+    },
+}
+
+/// Either.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SwitchError {
+    /// It will not work later either.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It may work later.
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
+}
+
+impl<E: Into<Refusal>> From<E> for Box<SwitchError> {
+    fn from(error: E) -> Self {
+        Self::new(SwitchError::Refused(error.into()))
+    }
+}
+
+pub(super) fn not_now<T>(why: NotNow) -> Result<T, Box<SwitchError>> {
+    Err(Box::new(SwitchError::NotNow(why)))
+}
