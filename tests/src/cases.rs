@@ -11,6 +11,7 @@ mod intel;
 mod kernel;
 mod kernels;
 mod modules;
+mod patch;
 mod pause;
 mod planted;
 mod refusals;
@@ -19,11 +20,12 @@ use crate::harness::Test;
 
 /// All of them, in the order in which they are run: what tells most soonest comes first.
 pub(crate) fn all() -> Vec<Test> {
-    let groups: [&[Test]; 14] = [
+    let groups: [&[Test]; 15] = [
         boot::TESTS,
         refusals::TESTS,
         devices::TESTS,
         agent::TESTS,
+        patch::TESTS,
         pause::TESTS,
         kernel::TESTS,
         planted::TESTS,

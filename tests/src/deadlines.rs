@@ -21,5 +21,7 @@ pub(crate) const LONG_COMMAND: Duration = Duration::from_mins(4);
 pub(crate) const EXIT: Duration = Duration::from_mins(1);
 /// systemd stops its units; one that does not stop holds it up for 90 seconds by default.
 pub(crate) const SHUTDOWN: Duration = Duration::from_mins(3);
+/// A patch is applied or rolled back: its image is read, its module loaded, and it may be tried for a minute.
+pub(crate) const PATCH: Duration = Duration::from_mins(4);
 /// The VMM says no before any guest runs; most of it is loading the program over the test bed's file share.
 pub(crate) const REFUSAL: Duration = Duration::from_mins(1);

@@ -12,6 +12,7 @@
 //! | [`images`] | the guest kernels and disks |
 //! | [`initramfs`] | an initramfs that a test puts together |
 //! | [`deadlines`] | how long things may take, and why |
+//! | [`lup`] | patches that a test puts together |
 //! | [`kernel_log`] | what a guest's kernel must not say |
 //! | [`harness`] | tiers, filters and the report |
 //! | [`cases`] | the tests |
@@ -26,6 +27,7 @@ mod harness;
 mod images;
 mod initramfs;
 mod kernel_log;
+mod lup;
 mod process;
 mod pty;
 mod transcript;

@@ -13,7 +13,7 @@ mod shell;
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,6 +103,13 @@ impl Vm {
         let mut lucos = Command::new(images::program("lucos")?);
         lucos.arg("--api-socket").arg(self.api_socket()).arg("--json").args(verb.split(' '));
         process::run(&mut lucos, crate::deadlines::COMMAND * self.patience)
+    }
+
+    /// The same for a file and more words.
+    pub(crate) fn try_lucos_with(&self, verb: &str, file: &Path, more: &[&str]) -> Result<process::Output> {
+        let mut lucos = Command::new(images::program("lucos")?);
+        lucos.arg("--api-socket").arg(self.api_socket()).arg("--json").arg(verb).arg(file).args(more);
+        process::run(&mut lucos, crate::deadlines::PATCH * self.patience)
     }
 
     /// Waits until the control API answers: by then, disks are locked and sockets are made.

@@ -12,6 +12,7 @@
 //! | [`machine`] | a machine from its description to its end |
 //! | [`boot`] | kernel images, and what a boot loader leaves in memory |
 //! | [`vcpu`] | vCPU threads, their exits and pauses, the guest's processor |
+//! | [`update`] | patches of the guest's kernel, from a file to code that runs |
 //! | [`inspect`] | the guest's kernel, looked into from outside |
 //! | [`console`] | the host's ends of the serial ports |
 //! | [`socket`] | Unix sockets: made for their owner, replaced when nobody listens |
@@ -36,4 +37,5 @@ pub mod machine;
 pub mod memory;
 pub mod socket;
 pub mod sys;
+pub mod update;
 pub mod vcpu;

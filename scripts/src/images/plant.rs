@@ -1,5 +1,5 @@
 //! What puts tasks and processors of a guest into known places (`scripts/guest/plant`): a module, and programs
-//! that use BPF and start other kernels; and a module that does nothing, to be loaded.
+//! that use BPF and start other kernels; a module that does nothing, to be loaded; and one with new versions of functions.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -14,7 +14,7 @@ use crate::kernels::{Headers, Kernel};
 use crate::packages::{self, Group};
 use crate::progress::Step;
 
-const SOURCES: [(&str, &str); 9] = [
+const SOURCES: [(&str, &str); 10] = [
     ("Kbuild", include_str!("../../guest/plant/Kbuild")),
     ("plant.h", include_str!("../../guest/plant/plant.h")),
     ("plant.c", include_str!("../../guest/plant/plant.c")),
@@ -23,12 +23,16 @@ const SOURCES: [(&str, &str); 9] = [
     ("probes.c", include_str!("../../guest/plant/probes.c")),
     ("forge.c", include_str!("../../guest/plant/forge.c")),
     ("trial.c", include_str!("../../guest/plant/trial.c")),
+    ("patch.c", include_str!("../../guest/plant/patch.c")),
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
-const MODULES: [&str; 2] = ["lucos_plant.ko", "lucos_trial.ko"];
+const MODULES: [&str; 3] = ["lucos_plant.ko", "lucos_trial.ko", "lucos_patch.ko"];
 /// Programs, which are put where a guest's shell finds them.
-const PROGRAMS: [(&str, &str); 2] =
-    [("bpf", include_str!("../../guest/plant/bpf.c")), ("kexec", include_str!("../../guest/plant/kexec.c"))];
+const PROGRAMS: [(&str, &str); 3] = [
+    ("bpf", include_str!("../../guest/plant/bpf.c")),
+    ("kexec", include_str!("../../guest/plant/kexec.c")),
+    ("pauser", include_str!("../../guest/plant/pauser.c")),
+];
 
 /// An archive with all of it. The kernel unpacks archives that are one behind the other
 /// (`init/initramfs.c`), so it is put behind that of a guest.

@@ -123,6 +123,11 @@ impl Survey {
         Ok(())
     }
 
+    /// The code that the kernel had loaded when it was last looked at.
+    pub fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
     /// What the last [`Survey::settle`] has found.
     pub fn census(&self) -> Census {
         let stacks = self.order.iter().filter_map(|task| self.entries.get(task));

@@ -37,10 +37,7 @@ impl SectionsLayout {
 }
 
 /// Name and address of each section of a module that the kernel has kept, or why they cannot be told.
-pub fn sections(
-    kernel: &Running<'_, impl Memory>,
-    module: &Module,
-) -> Result<Vec<(String, Gva)>, String> {
+pub fn sections(kernel: &Running<'_, impl Memory>, module: &Module) -> Result<Vec<(String, Gva)>, String> {
     listed(kernel, module, &mut MODULE_SECTIONS.clone())
 }
 

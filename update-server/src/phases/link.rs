@@ -80,7 +80,7 @@ pub enum ModuleError {
     Unreadable(#[from] ReadError),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Section {
     name: String,
     flags: u64,
@@ -89,7 +89,7 @@ struct Section {
     relocations: Vec<Relocation>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Relocation {
     offset: u64,
     symbol: usize,
@@ -97,7 +97,7 @@ struct Relocation {
     addend: i64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Symbol {
     name: String,
     section: usize,
@@ -108,7 +108,7 @@ struct Symbol {
 }
 
 /// A module as it is in the patch.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PatchModule {
     file: Vec<u8>,
     sections: Vec<Section>,

@@ -220,7 +220,9 @@ impl UpdateServer {
             for entry in below.filter_map(|owner| self.patches.get(&owner)) {
                 let Some(sections) = &entry.sections else { continue };
                 let same = |other: &&Replacement| other.old.text.start == old.text.start;
-                let Some(new) = entry.patch.functions.iter().find(same).map(|other| &*other.new) else { continue };
+                let Some(new) = entry.patch.functions.iter().find(same).map(|other| &*other.new) else {
+                    continue;
+                };
                 let parts = entry.patch.module.function(new, sections).unwrap_or_default();
                 watched.extend(parts.into_iter().map(|part| Watched::Code(new, part)));
             }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueHint};
 
 use crate::config::{
-    ConfigError, CpuCount, CpuProfile, DiskSpec, Draft, LogLevel, MemorySize, NetSpec, SerialSpec,
-    parse_socket_path,
+    ConfigError, CpuCount, CpuProfile, DiskSpec, Draft, GuestPatches, LogLevel, MemorySize, NetSpec,
+    SerialSpec, parse_socket_path,
 };
 
 /// Each flag is also a key of the file that `--config` names.
@@ -52,6 +52,14 @@ pub struct MachineFlags {
     #[arg(long, value_name = "SOCKET", value_parser = parse_socket_path)]
     api_socket: Option<PathBuf>,
 
+    /// File of a public key (minisign's format); a patch must be signed by one of them. May be repeated
+    #[arg(long = "patch-key", value_name = "FILE", num_args = 1.., value_hint = ValueHint::FilePath)]
+    patch_keys: Vec<PathBuf>,
+
+    /// Patches that are handed in from inside the guest: refuse, or signed to take those with a good signature [default: refuse]
+    #[arg(long, value_name = "POLICY")]
+    guest_patches: Option<GuestPatches>,
+
     /// CPU features: stock (what is safe to patch under) or host (all that KVM offers) [default: stock]
     #[arg(long, value_name = "PROFILE")]
     cpu_profile: Option<CpuProfile>,
@@ -62,7 +70,7 @@ pub struct MachineFlags {
 
     /// Read the machine from a TOML file whose keys are the names of these flags
     ///
-    /// Flags replace what the file says. Three add to it: --disk and --net come after the file's,
+    /// Flags replace what the file says. Four add to it: --disk, --net and --patch-key come after the file's,
     /// and --cmdline at the end of the file's. Paths are relative to the working directory.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
@@ -83,6 +91,8 @@ impl MachineFlags {
             serial: self.serial,
             agent: self.agent,
             api_socket: self.api_socket,
+            patch_keys: self.patch_keys,
+            guest_patches: self.guest_patches,
             cpu_profile: self.cpu_profile,
             log_level: self.log_level,
         }))

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Request, header};
@@ -79,7 +79,12 @@ pub enum RequestError {
 }
 
 /// Asks, and waits for the answer.
-pub(super) fn request(socket: &Path, method: Method, path: &str) -> Result<Answer, RequestError> {
+pub(super) fn request(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<Answer, RequestError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -88,7 +93,7 @@ pub(super) fn request(socket: &Path, method: Method, path: &str) -> Result<Answe
     runtime.block_on(async {
         let stream = connect(socket).await?;
         let silent = |_| RequestError::Silent { socket: socket.to_owned(), limit: ANSWER_LIMIT };
-        timeout(ANSWER_LIMIT, exchange(stream, method, path)).await.map_err(silent)?.map_err(|error| {
+        timeout(ANSWER_LIMIT, exchange(stream, method, path, body)).await.map_err(silent)?.map_err(|error| {
             let mut reason = error.to_string();
             if let Some(source) = error.source() {
                 reason = format!("{reason}: {source}");
@@ -116,6 +121,7 @@ async fn exchange(
     stream: UnixStream,
     method: Method,
     path: &str,
+    body: Vec<u8>,
 ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let conversation = tokio::spawn(connection);
@@ -129,7 +135,7 @@ async fn exchange(
         .uri(path)
         .header(header::HOST, "localhost")
         .header(header::ACCEPT, "application/json")
-        .body(Empty::<Bytes>::new())?;
+        .body(Full::new(Bytes::from(body)))?;
     let response = sender.send_request(request).await?;
     let success = response.status().is_success();
     let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await?.to_bytes();

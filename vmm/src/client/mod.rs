@@ -1,19 +1,25 @@
-//! `lucos`: the client of the control API, one verb for each endpoint.
+//! `lucos`: the client of the control API, one verb for each endpoint that only needs one request, and those for patches, which
+//! need several.
 
 mod http;
+mod patch;
 mod render;
 mod verb;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use serde::Deserialize;
 use serde_json::Value;
 
 pub use http::RequestError;
+pub use patch::PatchVerb;
 pub use verb::{Method, Verb};
+
+use patch::Desk;
 
 use crate::config::parse_socket_path;
 use crate::control::model::ApiError;
@@ -26,6 +32,12 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 /// No VMM serves the socket.
 const NO_VMM: u8 = 3;
+/// The patch is not taken.
+const REFUSED: u8 = 4;
+/// The patch was taken, and could not be applied or rolled back.
+const NOT_DONE: u8 = 5;
+/// The kernel is another one.
+const GONE: u8 = 6;
 
 /// Every exit code with its meaning, for people.
 pub const EXIT_CODES: &[(u8, &str)] = &[
@@ -33,6 +45,9 @@ pub const EXIT_CODES: &[(u8, &str)] = &[
     (FAILED, "the VMM refused, or did not answer as it should; the message says why"),
     (USAGE, "the command line is wrong"),
     (NO_VMM, "there is no VMM at the socket"),
+    (REFUSED, "the patch is not taken: its file, its signature, its kernel, or the guest's settings"),
+    (NOT_DONE, "the patch could not be applied or rolled back; what it was to change is as it was"),
+    (GONE, "the guest has started another kernel, and the patch went with the old one"),
 ];
 
 /// Control a running virtual machine
@@ -55,6 +70,8 @@ pub struct Cli {
 enum Command {
     #[command(flatten)]
     Verb(Verb),
+    #[command(flatten)]
+    Patch(PatchVerb),
     /// Print a script that completes the command line in SHELL
     Completions {
         /// The shell
@@ -68,6 +85,7 @@ Examples:
   lucos --api-socket vm.sock info
   export LUCOS_API_SOCKET=vm.sock; lucos pause && lucos resume
   lucos counters --json | jq .exits
+  lucos apply fix.lup --wait && lucos status
 
 Exit codes:"
         .to_owned();
@@ -86,22 +104,36 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "lucos", &mut script);
             print(&script)
         }
-        Command::Verb(verb) => match cli.api_socket {
-            Some(socket) => ask(&verb, &socket, cli.json),
-            None => fail(
-                USAGE,
-                "no socket is given; name the one of `lucos-vmm --api-socket` with --api-socket PATH, \
-                 or in LUCOS_API_SOCKET",
-            ),
-        },
+        Command::Verb(verb) => with_socket(cli.api_socket, |socket| ask(&verb, socket, cli.json)),
+        Command::Patch(verb) => {
+            with_socket(cli.api_socket, |socket| Desk { socket, json: cli.json }.serve(&verb))
+        }
     })
 }
 
-fn ask(verb: &Verb, socket: &std::path::Path, json: bool) -> u8 {
-    let answer = match http::request(socket, verb.method(), &(verb.path().to_owned() + &verb.query())) {
+fn with_socket(socket: Option<PathBuf>, then: impl FnOnce(&Path) -> u8) -> u8 {
+    match socket {
+        Some(socket) => then(&socket),
+        None => fail(
+            USAGE,
+            "no socket is given; name the one of `lucos-vmm --api-socket` with --api-socket PATH, or in LUCOS_API_SOCKET",
+        ),
+    }
+}
+
+/// The VMM's answer, or the exit code if there is none.
+fn ask_for(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> Result<http::Answer, u8> {
+    http::request(socket, method, path, body).map_err(|error| match error {
+        RequestError::NoVmm { .. } => fail(NO_VMM, &error.to_string()),
+        _ => fail(FAILED, &error.to_string()),
+    })
+}
+
+fn ask(verb: &Verb, socket: &Path, json: bool) -> u8 {
+    let path = verb.path().to_owned() + &verb.query();
+    let answer = match ask_for(socket, verb.method(), &path, Vec::new()) {
         Ok(answer) => answer,
-        Err(error @ RequestError::NoVmm { .. }) => return fail(NO_VMM, &error.to_string()),
-        Err(error) => return fail(FAILED, &error.to_string()),
+        Err(code) => return code,
     };
     if json {
         let printed = print((pretty(&answer.body) + "\n").as_bytes());
@@ -110,9 +142,14 @@ fn ask(verb: &Verb, socket: &std::path::Path, json: bool) -> u8 {
     if answer.success {
         return print(render::answer(verb, &answer.body).as_bytes());
     }
-    match serde_json::from_value::<ApiError>(answer.body.clone()) {
-        Ok(error) => fail(FAILED, &format!("{}; {}", error.message, error.next_step)),
-        Err(_) => fail(FAILED, &format!("the VMM refused: {}", pretty(&answer.body))),
+    fail(FAILED, &refusal(&answer.body))
+}
+
+/// What a refusal says, for people.
+fn refusal(body: &Value) -> String {
+    match ApiError::deserialize(body) {
+        Ok(error) => format!("{}; {}", error.message, error.next_step),
+        Err(_) => format!("the VMM refused: {}", pretty(body)),
     }
 }
 

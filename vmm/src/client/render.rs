@@ -1,6 +1,7 @@
 //! Answers for people.
 
 mod kernel;
+pub(super) mod patch;
 
 use std::fmt::Write;
 

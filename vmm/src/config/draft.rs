@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::values::check_socket_path;
 use super::{
-    ConfigError, CpuCount, CpuProfile, DiskSpec, LogLevel, MachineSpec, MemorySize, NetSpec, SerialSpec,
-    ValueError,
+    ConfigError, CpuCount, CpuProfile, DiskSpec, GuestPatches, LogLevel, MachineSpec, MemorySize, NetSpec,
+    SerialSpec, ValueError,
 };
 
 /// A configuration file is a screenful; this only keeps a mistaken `--config disk.img` out of memory.
@@ -45,6 +45,12 @@ pub struct Draft {
     /// See [`MachineSpec::api_socket`].
     #[serde(alias = "api-socket")]
     pub api_socket: Option<PathBuf>,
+    /// See [`MachineSpec::patch_keys`].
+    #[serde(rename = "patch_key", alias = "patch-key", default)]
+    pub patch_keys: Vec<PathBuf>,
+    /// See [`MachineSpec::guest_patches`].
+    #[serde(alias = "guest-patches")]
+    pub guest_patches: Option<GuestPatches>,
     /// See [`MachineSpec::cpu_profile`].
     #[serde(alias = "cpu-profile")]
     pub cpu_profile: Option<CpuProfile>,
@@ -69,13 +75,14 @@ impl Draft {
 
     /// Lays `over` (the flags) over this draft (the file).
     ///
-    /// What can be given once replaces the file's value. Disks and network interfaces are added after the
+    /// What can be given once replaces the file's value. Disks, network interfaces and keys are added after the
     /// file's, so that the file's first disk stays the guest's first; the kernel command line is added at
     /// the end of the file's, where it wins.
     #[must_use]
     pub fn overlaid_by(mut self, over: Self) -> Self {
         self.disks.extend(over.disks);
         self.net.extend(over.net);
+        self.patch_keys.extend(over.patch_keys);
         let cmdline = match (self.cmdline, over.cmdline) {
             (Some(file), Some(flag)) => Some(format!("{file} {flag}")),
             (file, flag) => flag.or(file),
@@ -91,6 +98,8 @@ impl Draft {
             serial: over.serial.or(self.serial),
             agent: over.agent.or(self.agent),
             api_socket: over.api_socket.or(self.api_socket),
+            patch_keys: self.patch_keys,
+            guest_patches: over.guest_patches.or(self.guest_patches),
             cpu_profile: over.cpu_profile.or(self.cpu_profile),
             log_level: over.log_level.or(self.log_level),
         }
@@ -110,6 +119,8 @@ impl Draft {
             serial: self.serial.unwrap_or_default(),
             agent: self.agent,
             api_socket: self.api_socket,
+            patch_keys: self.patch_keys,
+            guest_patches: self.guest_patches.unwrap_or_default(),
             cpu_profile: self.cpu_profile.unwrap_or_default(),
             log_level: self.log_level.unwrap_or_default(),
         };
@@ -204,5 +215,6 @@ fn paths(spec: &MachineSpec) -> impl Iterator<Item = (&'static str, &Path)> {
     ];
     one.into_iter()
         .filter_map(|(option, path)| Some((option, path?)))
+        .chain(spec.patch_keys.iter().map(|path| ("--patch-key", path.as_path())))
         .chain(spec.disks.iter().map(|disk| ("--disk", disk.path.as_path())))
 }

@@ -18,7 +18,8 @@ use utoipa::ToSchema;
 pub use draft::Draft;
 pub use error::{ConfigError, ValueError};
 pub use values::{
-    CpuCount, CpuProfile, DiskSpec, LogLevel, MacAddress, MemorySize, NetSpec, SerialSpec, parse_socket_path,
+    CpuCount, CpuProfile, DiskSpec, GuestPatches, LogLevel, MacAddress, MemorySize, NetSpec, SerialSpec,
+    parse_socket_path,
 };
 
 /// A virtual machine, fully described. In JSON and TOML each field has the name of its flag.
@@ -56,6 +57,13 @@ pub struct MachineSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub api_socket: Option<PathBuf>,
+    /// Files of public keys: of these, one must have signed a patch.
+    #[serde(rename = "patch_key", default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub patch_keys: Vec<PathBuf>,
+    /// Whether signed patches are taken that somebody in the guest hands in.
+    #[schema(value_type = String)]
+    pub guest_patches: GuestPatches,
     /// The CPU features that the guest sees: `stock` or `host`.
     #[schema(value_type = String)]
     pub cpu_profile: CpuProfile,
@@ -78,6 +86,8 @@ impl MachineSpec {
             serial: SerialSpec::default(),
             agent: None,
             api_socket: None,
+            patch_keys: Vec::new(),
+            guest_patches: GuestPatches::default(),
             cpu_profile: CpuProfile::default(),
             log_level: LogLevel::default(),
         }

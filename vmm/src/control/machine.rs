@@ -1,10 +1,11 @@
 //! The seam between the control API and the machine.
 
 use super::model::{
-    Counters, MachineState, ModuleReport, PauseReport, ResumeReport, StackReport, SymbolReport, TaskReport,
-    TextReport,
+    Counters, MachineState, ModuleReport, PatchInfo, PatchList, PauseReport, ResumeReport, StackReport,
+    SymbolReport, TaskReport, TextReport,
 };
 use crate::config::MachineSpec;
+use crate::update::{Board, Deadline};
 
 /// A machine, as the control API sees it. All methods may be called from several threads at once.
 pub trait MachineControl: Send + Sync {
@@ -43,6 +44,19 @@ pub trait MachineControl: Send + Sync {
     /// Compares the kernel's text with the image; as [`MachineControl::stacks`].
     fn text_check(&self) -> Result<TextReport, ControlError>;
 
+    /// Takes a patch's file, and goes on with it after this has returned. Only with `unsigned` one without a signature that is
+    /// trusted. Needs `Running` or `Paused`.
+    fn apply(&self, file: &[u8], unsigned: bool, limit: Deadline) -> Result<PatchInfo, ControlError>;
+
+    /// Begins to roll a patch back.
+    fn roll_back(&self, id: u32, limit: Deadline) -> Result<PatchInfo, ControlError>;
+
+    /// All patches. Whether the kernel is still theirs is looked at before.
+    fn patches(&self) -> PatchList;
+
+    /// What is known of all patches; answers at once, and tells of changes.
+    fn board(&self) -> &Board;
+
     /// Asks the VMM to end now, as when a power cord is pulled. Must not wait for anything: the answer to
     /// the client who asked is sent after this returned.
     fn shutdown(&self);
@@ -77,6 +91,20 @@ pub enum ControlError {
     UnknownKernel {
         /// What is wrong with it.
         why: String,
+    },
+    /// A patch is not taken, or not moved on. Nothing in the guest was changed.
+    #[error("{why}")]
+    PatchRefused {
+        /// What kind of refusal; stable, for programs.
+        code: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// There is no such patch.
+    #[error("there is no patch {id}")]
+    NoPatch {
+        /// The number that was asked for.
+        id: u32,
     },
     /// The host failed.
     #[error("{why}")]

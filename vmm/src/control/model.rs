@@ -2,6 +2,7 @@
 
 mod histogram;
 mod kernel;
+mod patch;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,6 +16,7 @@ pub use kernel::{
     Difference, Effort, FrameInfo, ModuleInfo, ModuleReport, SiteInfo, SiteTable, StackInfo, StackReport,
     SymbolInfo, SymbolReport, TaskInfo, TaskReport, TextRange, TextReport, TextShare,
 };
+pub use patch::{AgentInfo, HolderInfo, PatchInfo, PatchList, PatchState};
 
 use crate::config::{CpuCount, MemorySize};
 

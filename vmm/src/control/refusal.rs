@@ -88,6 +88,23 @@ impl From<ControlError> for Refusal {
                 "unknown_kernel",
                 "ask again when the guest has booted the kernel that the VMM was started with",
             ),
+            ControlError::PatchRefused { code, .. } => {
+                let next_step = match code {
+                    "not_trusted" => {
+                        "get a patch that one of the VMM's keys has signed, or say that it needs no signature"
+                    }
+                    "bad_patch" => "look at the file with `lucos-patch inspect`, and get it again",
+                    "other_kernel" | "not_applicable" => "get the patch that was made for this kernel",
+                    "guest_refuses" => "change the guest's settings, or boot it with a fixed kernel",
+                    _ => "GET /api/v1/patch.list says what each patch is doing",
+                };
+                let conflict = matches!(code, "already_applied" | "other_patch" | "not_applied" | "too_many");
+                let status = if conflict { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY };
+                (status, code, next_step)
+            }
+            ControlError::NoPatch { .. } => {
+                (StatusCode::NOT_FOUND, "no_such_patch", "GET /api/v1/patch.list lists them")
+            }
             ControlError::Host { .. } => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "failed", "look at the VMM's log and report it")
             }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Query, Request, State};
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::StatusCode;
 use axum::http::{Method, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use http_body_util::LengthLimitError;
+use lucos_lup::limits::FILE_BYTES;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -20,11 +22,12 @@ use utoipa_axum::routes;
 use super::description::{self, Description};
 use super::machine::{ControlError, MachineControl};
 use super::model::{
-    Accepted, ApiError, Counters, ModuleReport, PauseReport, ResumeReport, StackReport, SymbolReport,
-    TaskReport, TextReport, VersionInfo, VmInfo,
+    Accepted, ApiError, Counters, ModuleReport, PatchInfo, PatchList, PauseReport, ResumeReport, StackReport,
+    SymbolReport, TaskReport, TextReport, VersionInfo, VmInfo,
 };
 use super::refusal::Refusal;
 use crate::config::MachineSpec;
+use crate::update::Deadline;
 
 /// How long the machine may take for one request. A pause takes milliseconds; this only bounds a hang.
 const MACHINE_LIMIT: Duration = Duration::from_secs(20);
@@ -32,11 +35,20 @@ const MACHINE_LIMIT: Duration = Duration::from_secs(20);
 /// How long it may take to look into the guest's kernel: the first time, its image is unpacked and read.
 const INSPECT_LIMIT: Duration = Duration::from_mins(2);
 
-/// No endpoint takes a body; this much of one is read to say so.
+/// Only one endpoint takes a body; of others' this much is read to say so.
 const BODY_MAX: usize = 4096;
 
 /// How long a client may take to send it.
 const BODY_LIMIT: Duration = Duration::from_secs(5);
+
+/// The endpoint that takes one.
+const PATCH_APPLY: &str = "/api/v1/patch.apply";
+
+/// How long a client may take to send a patch, which has 20 MiB at most.
+const PATCH_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a request waits for a change before it is answered without one.
+const CHANGE_LIMIT: Duration = Duration::from_secs(15);
 
 /// The machine behind the endpoints.
 #[derive(Clone)]
@@ -110,6 +122,9 @@ pub(super) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(vm_symbols))
         .routes(routes!(vm_modules))
         .routes(routes!(vm_text_check))
+        .routes(routes!(patch_apply))
+        .routes(routes!(patch_rollback))
+        .routes(routes!(patch_list))
         .routes(routes!(openapi_json))
 }
 
@@ -121,23 +136,26 @@ pub(super) fn router(api: Api) -> Router {
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             Refusal::wrong_method(method.as_str(), uri.path())
         })
-        .layer(middleware::from_fn(without_body))
+        .layer(middleware::from_fn(with_its_body))
+        .layer(DefaultBodyLimit::max(FILE_BYTES))
         .with_state(api)
 }
 
-/// Lets requests through that have no body.
-async fn without_body(request: Request, next: Next) -> Result<Response, Refusal> {
+/// Lets requests through that have no body, or the one that they should have.
+async fn with_its_body(request: Request, next: Next) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let refuse = |status, code, message: &str| {
-        Err(Refusal::new(status, code, message, "send the request with an empty body"))
-    };
-    match timeout(BODY_LIMIT, axum::body::to_bytes(body, BODY_MAX)).await {
+    let takes_one = parts.uri.path() == PATCH_APPLY;
+    let (most, limit) = if takes_one { (FILE_BYTES, PATCH_LIMIT) } else { (BODY_MAX, BODY_LIMIT) };
+    let next_step =
+        if takes_one { "send a .lup file as the body" } else { "send the request with an empty body" };
+    let refuse = |status, code, message: &str| Err(Refusal::new(status, code, message, next_step));
+    match timeout(limit, axum::body::to_bytes(body, most)).await {
         Err(_) => refuse(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive in time"),
         Ok(Err(error)) if is_too_long(&error) => {
             refuse(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is longer than any request's")
         }
         Ok(Err(_)) => refuse(StatusCode::BAD_REQUEST, "bad_body", "the body could not be read"),
-        Ok(Ok(bytes)) if !bytes.is_empty() => {
+        Ok(Ok(bytes)) if !bytes.is_empty() && !takes_one => {
             refuse(StatusCode::BAD_REQUEST, "unexpected_body", "this request takes no body")
         }
         Ok(Ok(bytes)) => {
@@ -313,6 +331,95 @@ async fn vm_modules(
 ))]
 async fn vm_text_check(State(api): State<Api>) -> Result<Json<TextReport>, Refusal> {
     api.act_within(INSPECT_LIMIT, |machine| machine.text_check()).await.map(Json)
+}
+
+/// How a patch is applied.
+#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ApplyChoice {
+    /// Whether a patch is taken that nobody has signed whose key the VMM trusts.
+    #[serde(default)]
+    unsigned: bool,
+    /// For how many seconds it may be tried, 1 to 3600; 60 without it. Longer than that, nothing is changed.
+    limit: Option<u64>,
+}
+
+fn deadline(seconds: Option<u64>) -> Result<Deadline, Refusal> {
+    let Some(seconds) = seconds else { return Ok(Deadline::USUAL) };
+    Deadline::seconds(seconds).ok_or_else(|| {
+        let message = format!("a limit of {seconds} s is none");
+        let next_step = "give 1 to 3600 seconds";
+        Refusal::new(StatusCode::BAD_REQUEST, "bad_limit", message, next_step)
+    })
+}
+
+/// Apply a patch to the kernel of the running guest
+///
+/// The body is a `.lup` file. It is checked before the answer; the rest goes on after it, and `patch.list` tells how.
+#[utoipa::path(put, path = "/api/v1/patch.apply", tag = "patch", params(ApplyChoice),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses(
+    (status = 202, body = PatchInfo),
+    (status = 409, description = "The machine or the patch is not in a state for it", body = ApiError),
+    (status = 422, description = "The patch is not taken", body = ApiError),
+))]
+async fn patch_apply(
+    State(api): State<Api>,
+    Query(ApplyChoice { unsigned, limit }): Query<ApplyChoice>,
+    file: Bytes,
+) -> Result<(StatusCode, Json<PatchInfo>), Refusal> {
+    let limit = deadline(limit)?;
+    let info = api.act_within(INSPECT_LIMIT, move |machine| machine.apply(&file, unsigned, limit)).await?;
+    Ok((StatusCode::ACCEPTED, Json(info)))
+}
+
+/// Which patch is rolled back.
+#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+struct RollBackChoice {
+    /// Its number.
+    id: u32,
+    /// For how many seconds it may be tried, 1 to 3600; 60 without it. Longer than that, it stays applied.
+    limit: Option<u64>,
+}
+
+/// Roll a patch back
+///
+/// `patch.list` tells how it goes on. One that is not applied yet is taken back.
+#[utoipa::path(put, path = "/api/v1/patch.rollback", tag = "patch", params(RollBackChoice), responses(
+    (status = 202, body = PatchInfo),
+    (status = 404, description = "There is no such patch", body = ApiError),
+    (status = 409, description = "It is not applied", body = ApiError),
+))]
+async fn patch_rollback(
+    State(api): State<Api>,
+    Query(RollBackChoice { id, limit }): Query<RollBackChoice>,
+) -> Result<(StatusCode, Json<PatchInfo>), Refusal> {
+    let limit = deadline(limit)?;
+    let info = api.act_within(INSPECT_LIMIT, move |machine| machine.roll_back(id, limit)).await?;
+    Ok((StatusCode::ACCEPTED, Json(info)))
+}
+
+/// Whether a change is waited for.
+#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ListChoice {
+    /// The revision that is known: the answer comes with the next one, or after 15 s.
+    after: Option<u64>,
+}
+
+/// Every patch: what it is doing, and who is in the way
+#[utoipa::path(get, path = "/api/v1/patch.list", tag = "patch", params(ListChoice), responses(
+    (status = 200, body = PatchList),
+))]
+async fn patch_list(
+    State(api): State<Api>,
+    Query(ListChoice { after }): Query<ListChoice>,
+) -> Result<Json<PatchList>, Refusal> {
+    let Some(after) = after else { return api.look(|machine| machine.patches()).await.map(Json) };
+    let mut changes = api.machine.board().changes();
+    // Without a change in time what is known is the answer, and if nobody is left to change anything, too.
+    let _ = timeout(CHANGE_LIMIT, changes.wait_for(|revision| *revision > after)).await;
+    Ok(Json(api.machine.board().list()))
 }
 
 /// This description

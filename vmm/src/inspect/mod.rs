@@ -8,21 +8,26 @@ mod guest;
 mod modules;
 mod report;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use update_server::addr::Gva;
 use update_server::census::{Census, Loaded, Survey};
 use update_server::image::{Image, ImageError};
 use update_server::kernel::generation::Generation;
 use update_server::kernel::locate::{NotFound, Place};
 use update_server::kernel::model::{Model, ModelError};
+use update_server::kernel::modules::ModuleState;
 use update_server::kernel::running::Running;
+use update_server::kernel::sections;
 use update_server::kernel::space::ReadError;
+use update_server::phases::stack_check::Holder;
 use update_server::text_check;
 
-use crate::control::model::{StackReport, SymbolReport, TaskReport, TextReport};
+use crate::control::model::{HolderInfo, StackReport, SymbolReport, TaskReport, TextReport};
 use generations::Generations;
 pub use guest::{GuestBytes, StillGuest};
 pub use modules::{Sited, modules, sites};
@@ -75,7 +80,7 @@ impl KnownStacks {
         self.generation.as_ref()
     }
 
-    /// The last result of [`settle`].
+    /// What was found last, by [`settle`] for certain.
     pub fn census(&self) -> Census {
         self.survey.census()
     }
@@ -152,13 +157,33 @@ pub fn settle(
     known: &mut KnownStacks,
     verify: bool,
 ) -> Result<Generation, InspectError> {
+    settle_kernel(model, guest, known, verify).map(|(_, generation)| generation)
+}
+
+/// The same, and lets `then` use it in the same pause.
+pub fn settle_and<T>(
+    model: &Model,
+    guest: &StillGuest<'_>,
+    known: &mut KnownStacks,
+    then: impl FnOnce(&Running<'_, StillGuest<'_>>, &Generation, &Census) -> T,
+) -> Result<T, InspectError> {
+    let (kernel, generation) = settle_kernel(model, guest, known, false)?;
+    Ok(then(&kernel, &generation, &known.census()))
+}
+
+fn settle_kernel<'g, 'm>(
+    model: &'g Model,
+    guest: &'g StillGuest<'m>,
+    known: &mut KnownStacks,
+    verify: bool,
+) -> Result<(Running<'g, StillGuest<'m>>, Generation), InspectError> {
     let (kernel, generation) = find(model, guest)?;
     let survey = known.of(&generation);
     survey.settle(&kernel, guest).map_err(InspectError::Memory)?;
     if verify {
         survey.verify(&kernel, guest).map_err(InspectError::Memory)?;
     }
-    Ok(generation)
+    Ok((kernel, generation))
 }
 
 fn find<'g, 'm>(
@@ -188,6 +213,31 @@ pub fn stacks(model: &Model, memory: &GuestBytes<'_>, place: Place, census: &Cen
 /// The tasks that a census has found.
 pub fn tasks(model: &Model, memory: &GuestBytes<'_>, place: Place, census: &Census) -> TaskReport {
     report::tasks(&Running::at(model, memory, place), census)
+}
+
+/// Where the sections of the module `name` are, in a guest that may run and whose stacks were [`prepare`]d.
+pub fn sections(
+    model: &Model,
+    memory: &GuestBytes<'_>,
+    place: Place,
+    known: &KnownStacks,
+    name: &str,
+) -> Result<BTreeMap<String, Gva>, String> {
+    let mut modules = known.survey.loaded().modules.iter();
+    let module = modules.find(|module| module.name == name && module.state() == ModuleState::Live);
+    let module = module.ok_or_else(|| format!("the guest has no module {name} that is loaded whole"))?;
+    sections::sections(&Running::at(model, memory, place), module).map(BTreeMap::from_iter)
+}
+
+/// Who is in code that is on its way out, with names and stacks. The guest may run again.
+pub fn holders(
+    model: &Model,
+    memory: &GuestBytes<'_>,
+    place: Place,
+    census: &Census,
+    holders: &[Holder],
+) -> Vec<HolderInfo> {
+    report::holders(&Running::at(model, memory, place), census, holders)
 }
 
 /// The code that the kernel has loaded, in a guest that may run.

@@ -9,11 +9,12 @@ use update_server::guest::Memory;
 use update_server::image::Symbol;
 use update_server::kernel::modules::Module;
 use update_server::kernel::running::Running;
+use update_server::phases::stack_check::Holder;
 use update_server::text_check;
 
 use crate::control::model::{
-    Difference, Effort, FrameInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo, TaskReport,
-    TextReport, TextShare,
+    Difference, Effort, FrameInfo, HolderInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo,
+    TaskReport, TextReport, TextShare,
 };
 
 pub(super) fn stacks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> StackReport {
@@ -26,6 +27,26 @@ pub(super) fn stacks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> Sta
         effort: effort(census),
         paused_us: 0,
     }
+}
+
+pub(super) fn holders<M: Memory>(
+    kernel: &Running<'_, M>,
+    census: &Census,
+    holders: &[Holder],
+) -> Vec<HolderInfo> {
+    let code = Code::new(kernel, &census.loaded);
+    let name = |frame: &Frame| code.name(frame.address, frame.behind_call);
+    let info = |holder: &Holder| {
+        let stack = census.stacks.iter().find(|stack| stack.task.address == holder.task.address);
+        HolderInfo {
+            pid: holder.task.pid,
+            comm: holder.task.comm.clone(),
+            function: holder.function.clone(),
+            for_ms: 0,
+            stack: stack.map(|stack| stack.frames.iter().map(name).collect()).unwrap_or_default(),
+        }
+    };
+    holders.iter().map(info).collect()
 }
 
 pub(super) fn tasks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> TaskReport {

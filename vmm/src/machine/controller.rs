@@ -13,11 +13,12 @@ use super::instance::Instance;
 use crate::config::MachineSpec;
 use crate::console::ConsoleCommands;
 use crate::control::model::{
-    Counters, Histogram, MachineState, ModuleReport, PauseReport, ResumeReport, StackReport, SymbolReport,
-    TaskReport, TextReport,
+    Counters, Histogram, MachineState, ModuleReport, PatchInfo, PatchList, PauseReport, ResumeReport,
+    StackReport, SymbolReport, TaskReport, TextReport,
 };
 use crate::control::{ControlError, MachineControl};
 use crate::inspect::{self, GuestBytes, InspectError, Inspector, StillGuest};
+use crate::update::{Access, Board, Deadline, Updates};
 
 /// What is known without asking the instance.
 #[derive(Debug)]
@@ -36,13 +37,22 @@ pub(super) struct Controller {
     spec: MachineSpec,
     events: EventSender,
     inspector: Inspector,
+    /// Who owns patches, unless an embedder speaks with the agent itself.
+    updates: Option<Updates>,
+    /// What is shown where nobody does.
+    no_patches: Board,
     /// Held through an operation, so that two never overlap; `status` is held only for a moment.
     operation: Mutex<()>,
     status: Mutex<Status>,
 }
 
 impl Controller {
-    pub(super) fn new(spec: MachineSpec, events: EventSender, inspector: Inspector) -> Self {
+    pub(super) fn new(
+        spec: MachineSpec,
+        events: EventSender,
+        inspector: Inspector,
+        updates: Option<Updates>,
+    ) -> Self {
         let status = Status {
             state: MachineState::Starting,
             paused_since: None,
@@ -50,12 +60,23 @@ impl Controller {
             past_exits: BTreeMap::new(),
             instance: None,
         };
-        Self { spec, events, inspector, operation: Mutex::default(), status: Mutex::new(status) }
+        Self {
+            spec,
+            events,
+            inspector,
+            updates,
+            no_patches: Board::default(),
+            operation: Mutex::default(),
+            status: Mutex::new(status),
+        }
     }
 
     /// Makes `instance` the one that requests reach.
     pub(super) fn started(&self, instance: &Arc<Instance>) {
         self.inspector.reset();
+        if let Some(updates) = &self.updates {
+            updates.reset();
+        }
         let mut status = self.lock();
         status.state = MachineState::Running;
         status.instance = Some(Arc::clone(instance));
@@ -169,8 +190,34 @@ impl Controller {
         Ok((generation, known.census(), found_us + settled_us))
     }
 
+    fn updates(&self) -> Result<&Updates, ControlError> {
+        let nobody = || ControlError::Host { why: "nobody owns patches in this program".to_owned() };
+        self.updates.as_ref().ok_or_else(nobody)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Access for Controller {
+    fn inspector(&self) -> &Inspector {
+        &self.inspector
+    }
+
+    fn look(&self, look: &mut dyn FnMut(&Model, &GuestBytes<'_>)) -> Result<(), ControlError> {
+        let look = |model: &Model, memory: &GuestBytes<'_>| {
+            look(model, memory);
+            Ok(())
+        };
+        Self::look(self, "patch", look)
+    }
+
+    fn pause(
+        &self,
+        look: &mut dyn FnMut(&Model, &StillGuest<'_>) -> Result<(), InspectError>,
+    ) -> Result<u64, ControlError> {
+        self.inspect("patch", look).map(|((), paused_us)| paused_us)
     }
 }
 
@@ -282,6 +329,25 @@ impl MachineControl for Controller {
         let confirm = |model: &Model, guest: &StillGuest<'_>| inspect::confirm(model, guest, &found, report);
         let (report, paused_us) = self.inspect("vm.text-check", confirm)?;
         Ok(TextReport { generation, paused_us: found_us + paused_us, ..report })
+    }
+
+    fn apply(&self, file: &[u8], unsigned: bool, limit: Deadline) -> Result<PatchInfo, ControlError> {
+        self.updates()?.apply(file, unsigned, limit, self)
+    }
+
+    fn roll_back(&self, id: u32, limit: Deadline) -> Result<PatchInfo, ControlError> {
+        self.updates()?.roll_back(id, limit)
+    }
+
+    fn patches(&self) -> PatchList {
+        if let Some(updates) = &self.updates {
+            updates.check();
+        }
+        self.board().list()
+    }
+
+    fn board(&self) -> &Board {
+        self.updates.as_ref().map_or(&self.no_patches, |updates| updates.board())
     }
 
     fn shutdown(&self) {

@@ -11,6 +11,7 @@ use crate::device::pci::PciBusError;
 use crate::device::virtio::{TapError, VirtioError};
 use crate::memory::RamError;
 use crate::sys::kvm::KvmError;
+use crate::update::KeyFileError;
 
 /// The end of a machine that ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +95,9 @@ pub enum MachineError {
     /// The control API.
     #[error(transparent)]
     ApiServer(#[from] ServerError),
+    /// A key for patches.
+    #[error(transparent)]
+    PatchKey(#[from] KeyFileError),
     /// The agent's socket.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -130,6 +134,7 @@ impl MachineError {
             | Self::Tap(_)
             | Self::Pci(_)
             | Self::ApiServer(_)
+            | Self::PatchKey(_)
             | Self::Agent(_) => true,
             Self::Memory(_)
             | Self::NoKvm { .. }

@@ -13,38 +13,60 @@ mod instance;
 pub use error::{GuestExit, MachineError};
 
 use std::sync::Arc;
+use std::{io, thread};
 
-use crate::agent::{AgentEvents, AgentLink};
+use crate::agent::AgentLink;
 use crate::boot::KernelImage;
-use crate::config::MachineSpec;
+use crate::config::{GuestPatches, MachineSpec};
 use crate::control::model::MachineState;
 use crate::inspect::Inspector;
+use crate::update::{Owner, Updates, read_keys};
 use controller::Controller;
 use events::{Event, Events};
 use host::HostSide;
 use instance::{Instance, Parts};
 
-/// Nobody owns updates: what the guest's agent says is for the log, and patches from inside are refused.
-struct NoUpdates;
-
-impl AgentEvents for NoUpdates {
-    fn changed(&self) {}
-}
-
 /// Runs the machine until its guest switches off or something ends it.
 pub fn run(spec: &MachineSpec) -> Result<GuestExit, MachineError> {
-    run_with(spec, &Arc::new(AgentLink::new(Arc::new(NoUpdates))))
+    let (updates, inbox) = Updates::new(read_keys(&spec.patch_keys)?);
+    let link = Arc::new(AgentLink::new(Arc::new(updates.clone())));
+    link.allow_submissions(spec.guest_patches == GuestPatches::Signed);
+    let mut thread = None;
+    let begin = |controller: &Arc<Controller>| {
+        let owner = Owner::new(inbox, Arc::clone(controller) as _, Arc::clone(&link));
+        thread = Some(thread::Builder::new().name("patches".into()).spawn(|| owner.run())?);
+        Ok(())
+    };
+    let end = run_machine(spec, &link, Some(updates.clone()), begin);
+    updates.quit();
+    if let Some(thread) = thread {
+        // A panic has ended the whole process before.
+        drop(thread.join());
+    }
+    end
 }
 
-/// The same for an embedder that speaks with the guest's agent itself, through `link`.
+/// The same for an embedder that speaks with the guest's agent itself, through `link`. Nobody owns patches then.
 pub fn run_with(spec: &MachineSpec, link: &Arc<AgentLink>) -> Result<GuestExit, MachineError> {
+    run_machine(spec, link, None, |_| Ok(()))
+}
+
+/// Runs it; `begin` is called once there is somebody to ask for the guest.
+fn run_machine(
+    spec: &MachineSpec,
+    link: &Arc<AgentLink>,
+    updates: Option<Updates>,
+    begin: impl FnOnce(&Arc<Controller>) -> io::Result<()>,
+) -> Result<GuestExit, MachineError> {
     crate::sys::vcpu::install_kick_handler()
         .map_err(MachineError::host("install the kick signal's handler"))?;
     let events = Events::new();
     let parts = Parts::open(spec)?;
     let kernel = KernelImage::open(&spec.kernel).map_err(crate::boot::BootError::from)?;
     let image = kernel.file().map_err(MachineError::host("keep the kernel image open"))?;
-    let controller = Arc::new(Controller::new(spec.clone(), events.sender(), Inspector::new(image)));
+    let controller = Controller::new(spec.clone(), events.sender(), Inspector::new(image), updates);
+    let controller = Arc::new(controller);
+    begin(&controller).map_err(MachineError::host("start the thread that owns patches"))?;
     let host = HostSide::open(spec, &events, &controller, link)?;
     loop {
         let instance = Instance::start(spec, &kernel, &parts, &host, &events)?;

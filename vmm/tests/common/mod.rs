@@ -11,17 +11,19 @@ use std::time::Duration;
 
 use lucos_vmm::config::MachineSpec;
 use lucos_vmm::control::model::{
-    Counters, Difference, Effort, FrameInfo, MachineState, ModuleInfo, ModuleReport, PauseReport,
-    ResumeReport, SiteInfo, SiteTable, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo,
-    TaskReport, TextRange, TextReport, TextShare,
+    Counters, Difference, Effort, FrameInfo, HolderInfo, MachineState, ModuleInfo, ModuleReport, PatchInfo,
+    PatchList, PatchState, PauseReport, ResumeReport, SiteInfo, SiteTable, StackInfo, StackReport,
+    SymbolInfo, SymbolReport, TaskInfo, TaskReport, TextRange, TextReport, TextShare,
 };
 use lucos_vmm::control::{ControlError, MachineControl};
+use lucos_vmm::update::{Board, Deadline};
 
 /// A machine that only keeps a state.
 #[derive(Debug)]
 pub(crate) struct Scripted {
     pub(crate) state: Mutex<MachineState>,
     pub(crate) spec: MachineSpec,
+    pub(crate) board: Board,
     /// While true, `pause` does not come back.
     pub(crate) hang: Mutex<bool>,
     pub(crate) unhang: Condvar,
@@ -37,6 +39,7 @@ impl Scripted {
         Arc::new(Self {
             state: Mutex::new(MachineState::Running),
             spec,
+            board: Board::default(),
             hang: Mutex::new(false),
             unhang: Condvar::new(),
             pauses: AtomicU64::new(0),
@@ -168,8 +171,60 @@ impl MachineControl for Scripted {
         })
     }
 
+    fn apply(&self, file: &[u8], unsigned: bool, _limit: Deadline) -> Result<PatchInfo, ControlError> {
+        if !unsigned {
+            let why = "nobody vouches for it".to_owned();
+            return Err(ControlError::PatchRefused { code: "not_trusted", why });
+        }
+        Ok(patch(1, String::from_utf8_lossy(file).into_owned(), PatchState::Loading))
+    }
+
+    fn roll_back(&self, id: u32, _limit: Deadline) -> Result<PatchInfo, ControlError> {
+        if id == 1 {
+            Ok(patch(1, "one".into(), PatchState::RollingBack))
+        } else {
+            Err(ControlError::NoPatch { id })
+        }
+    }
+
+    fn patches(&self) -> PatchList {
+        let mut drained = patch(1, "one".into(), PatchState::Draining);
+        drained.holders.push(HolderInfo {
+            pid: 17,
+            comm: "sleepy".into(),
+            function: "do_sys_poll".into(),
+            for_ms: 5000,
+            stack: vec!["schedule+0x10/0x20".into()],
+        });
+        PatchList { revision: 3, agent: None, taint: Some(4096), patches: vec![drained] }
+    }
+
+    fn board(&self) -> &Board {
+        &self.board
+    }
+
     fn shutdown(&self) {
         self.shut_down.store(true, Ordering::SeqCst);
+    }
+}
+
+fn patch(id: u32, name: String, state: PatchState) -> PatchInfo {
+    PatchInfo {
+        id,
+        name,
+        summary: "mends what was broken".into(),
+        fixes: vec!["CVE-2026-1".into()],
+        functions: vec!["do_sys_poll".into()],
+        consistency: "coexist".into(),
+        signed_by: None,
+        from: "operator".into(),
+        state,
+        for_ms: 12_000,
+        why: None,
+        attempts: 1,
+        paused_us: 1500,
+        holders: Vec::new(),
+        doubts: Vec::new(),
     }
 }
 

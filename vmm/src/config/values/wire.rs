@@ -4,7 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{CpuCount, CpuProfile, DiskSpec, LogLevel, MacAddress, MemorySize, NetSpec, SerialSpec};
+use super::{
+    CpuCount, CpuProfile, DiskSpec, GuestPatches, LogLevel, MacAddress, MemorySize, NetSpec, SerialSpec,
+};
 
 /// Written as the flag spells it.
 macro_rules! serialized_as_text {
@@ -17,7 +19,7 @@ macro_rules! serialized_as_text {
     )+};
 }
 
-serialized_as_text!(MacAddress, SerialSpec, CpuProfile, LogLevel);
+serialized_as_text!(MacAddress, SerialSpec, CpuProfile, GuestPatches, LogLevel);
 
 /// Read as the flag spells it, or as a number or table where the type has that form.
 macro_rules! deserialized_from_text {
@@ -71,6 +73,7 @@ deserialized_from_text! {
     MacAddress: "a MAC address such as \"52:54:00:12:34:56\"";
     SerialSpec: "\"tty\", \"null\" or \"file=PATH\"";
     CpuProfile: "\"stock\" or \"host\"";
+    GuestPatches: "\"refuse\" or \"signed\"";
     LogLevel: "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
 }
 

@@ -48,6 +48,18 @@ pub enum CpuProfile {
 
 words!(CpuProfile { Stock => "stock", Host => "host" });
 
+/// Whether patches are taken that somebody in the guest hands in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GuestPatches {
+    /// None is.
+    #[default]
+    Refuse,
+    /// Those are that a trusted key has signed.
+    Signed,
+}
+
+words!(GuestPatches { Refuse => "refuse", Signed => "signed" });
+
 /// How much the VMM logs to standard error.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LogLevel {

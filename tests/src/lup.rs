@@ -1,0 +1,104 @@
+//! Patches that a test puts together.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use lucos_lup::manifest::{
+    Consistency, Draining, Function, Import, Kernel, Manifest, ModuleInfo, Policy, Symbol,
+};
+use lucos_lup::{Module, Patch};
+use update_server::image::Image;
+
+use crate::images;
+use crate::initramfs::contents;
+
+/// One to be, of functions of the kernel image.
+#[derive(Debug)]
+pub(crate) struct Lup {
+    image: Image,
+    manifest: Manifest,
+    module: Vec<u8>,
+}
+
+impl Lup {
+    /// A patch of the kernel `kind` (`6.1-cloud`) with new code from `scripts/guest/plant`.
+    pub(crate) fn new(kind: &str, name: &str) -> Result<Self> {
+        let image = fs::read(images::image(&format!("vmlinuz-{kind}"))?)?;
+        let image = Image::read(&image)?;
+        let module = contents(&images::image(&format!("plant-{kind}.cpio"))?, "lucos_patch.ko")?;
+        let found = Module::read(&module)?;
+        let kernel = Kernel {
+            release: image.release().to_owned(),
+            build_id: <[u8; 20]>::try_from(image.build_id().bytes())?.into(),
+        };
+        let manifest = Manifest {
+            name: name.parse()?,
+            summary: "shows that new code runs".to_owned(),
+            fixes: Vec::new(),
+            kernels: vec![kernel],
+            module: ModuleInfo { name: found.name().to_owned(), symbols: Vec::new() },
+            functions: Vec::new(),
+            policy: Policy {
+                consistency: Consistency::Coexist,
+                coexist_is_safe: Some("neither version changes anything".to_owned()),
+                draining: Draining::default(),
+                tombstones: false,
+            },
+            requires: Vec::new(),
+        };
+        let lup = Self { image, manifest, module };
+        Ok(lup.import("linux_proc_banner"))
+    }
+
+    /// Has the host resolve an undefined symbol of the module.
+    fn import(mut self, name: &str) -> Self {
+        let source = Symbol { name: name.to_owned(), object: None, position: 0 };
+        self.manifest.module.symbols.push(Import { name: name.to_owned(), source });
+        self
+    }
+
+    /// Replaces the kernel's function `old`.
+    pub(crate) fn replace(mut self, old: &str, new: &str) -> Result<Self> {
+        let symbols = self.image.symbols();
+        let symbol = symbols.only(old).with_context(|| format!("the kernel has no {old}"))?;
+        let end = symbols.next_behind(symbol.address).with_context(|| format!("{old} has no end"))?;
+        let size = u32::try_from(end.0 - symbol.address.0)?;
+        let code = self.image.bytes(symbol.address, size as usize).context("no code")?;
+        self.manifest.functions.push(Function {
+            name: old.to_owned(),
+            object: None,
+            position: 0,
+            new: new.to_owned(),
+            size,
+            code: code.to_vec().into(),
+            holes: Vec::new(),
+        });
+        Ok(self)
+    }
+
+    /// Old and new code may not run at the same time.
+    pub(crate) fn quiescent(mut self) -> Self {
+        self.manifest.policy.consistency = Consistency::Quiescent;
+        self.manifest.policy.coexist_is_safe = None;
+        self
+    }
+
+    /// Changes what it says of itself.
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Manifest)) -> Self {
+        change(&mut self.manifest);
+        self
+    }
+
+    /// Its file.
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
+        Ok(Patch::pack(&self.manifest, &self.module)?)
+    }
+
+    /// Writes it into `folder`.
+    pub(crate) fn write(&self, folder: &Path) -> Result<PathBuf> {
+        let path = folder.join(format!("{}.lup", self.manifest.name));
+        fs::write(&path, self.bytes()?).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+}

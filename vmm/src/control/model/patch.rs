@@ -1,0 +1,135 @@
+//! Patches, as they go over the wire.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What a patch is doing.
+///
+/// ```text
+/// loading --> applying --> draining --> closed
+///    |           |            |           |
+///    +-> failed <+            +-----------+--> rolling-back --> leaving --> resident
+/// ```
+///
+/// From everywhere it is `gone` when the guest starts another kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PatchState {
+    /// The agent in the guest is loading its module. The guest runs its old code.
+    Loading,
+    /// It waits for a moment at which its functions can be switched. The guest runs its old code.
+    Applying,
+    /// Each new call runs the new code; some threads are still in the old.
+    Draining,
+    /// Nobody runs the old code any more.
+    Closed,
+    /// It waits for a moment at which its functions can be switched back.
+    RollingBack,
+    /// Each new call runs the old code again; some threads are still in the new.
+    Leaving,
+    /// Nobody runs the new code any more; its module stays in the guest.
+    Resident,
+    /// It was not applied. The guest runs its old code.
+    Failed,
+    /// The kernel that it was for does not run any more.
+    Gone,
+}
+
+impl PatchState {
+    /// Whether each new call runs the new code.
+    pub fn is_applied(self) -> bool {
+        matches!(self, Self::Draining | Self::Closed | Self::RollingBack)
+    }
+}
+
+impl fmt::Display for PatchState {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Loading => "loading",
+            Self::Applying => "applying",
+            Self::Draining => "draining",
+            Self::Closed => "closed",
+            Self::RollingBack => "rolling back",
+            Self::Leaving => "leaving",
+            Self::Resident => "resident",
+            Self::Failed => "failed",
+            Self::Gone => "gone",
+        })
+    }
+}
+
+/// One patch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PatchInfo {
+    /// Its number; each is given once.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub summary: String,
+    /// The vulnerabilities that it closes.
+    pub fixes: Vec<String>,
+    /// The functions that it replaces.
+    pub functions: Vec<String>,
+    /// Whether old and new code may run at the same time: `coexist` or `quiescent`.
+    pub consistency: String,
+    /// The key that has signed it.
+    pub signed_by: Option<String>,
+    /// Who brought it: `operator` or `guest`.
+    pub from: String,
+    /// What it is doing.
+    pub state: PatchState,
+    /// For how long, in milliseconds.
+    pub for_ms: u64,
+    /// Why it is not further, or what was in the way last.
+    pub why: Option<String>,
+    /// How often the guest was stopped for it to be applied or rolled back.
+    pub attempts: u32,
+    /// For how long the guest stood still when its functions were last switched, in microseconds.
+    pub paused_us: u64,
+    /// Who is in code that is on its way out.
+    pub holders: Vec<HolderInfo>,
+    /// Stacks of which it is not known whether they are.
+    pub doubts: Vec<String>,
+}
+
+/// A thread in code that is on its way out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HolderInfo {
+    /// Its number.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// The function that it is in.
+    pub function: String,
+    /// For how long it has been seen there, in milliseconds.
+    pub for_ms: u64,
+    /// Its stack, from the innermost frame out.
+    pub stack: Vec<String>,
+}
+
+/// The agent in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AgentInfo {
+    /// Its version.
+    pub version: String,
+    /// Its process in the guest.
+    pub pid: u32,
+    /// Why it cannot load modules, if it cannot.
+    pub obstacle: Option<String>,
+}
+
+/// All patches of a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PatchList {
+    /// Grows with each change; a request can wait for the next one.
+    pub revision: u64,
+    /// The agent, if one has shown itself.
+    pub agent: Option<AgentInfo>,
+    /// The guest kernel's taint, as the agent has last said it (Documentation/admin-guide/tainted-kernels.rst).
+    pub taint: Option<u64>,
+    /// By number.
+    pub patches: Vec<PatchInfo>,
+}

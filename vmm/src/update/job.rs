@@ -1,0 +1,247 @@
+//! One patch on its way.
+
+use std::time::{Duration, Instant};
+
+use update_server::kernel::generation::Generation;
+use update_server::phases::drain::Draining;
+use update_server::server::PatchId;
+
+use super::admission::{Admitted, Origin};
+use crate::control::model::{HolderInfo, PatchInfo, PatchState};
+
+/// Between two looks at those who are left: at first, and when nothing changes.
+const LOOK_FIRST: Duration = Duration::from_millis(50);
+/// See [`LOOK_FIRST`]. Whoever has left is noticed this late at most; a look costs the host some microseconds for each.
+const LOOK_LAST: Duration = Duration::from_secs(5);
+/// Between two tries to switch: at first, and after many. Each stops the guest for a moment.
+const TRY_FIRST: Duration = Duration::from_millis(10);
+/// See [`TRY_FIRST`].
+const TRY_LAST: Duration = Duration::from_secs(1);
+
+/// What happens next, and when.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Step {
+    /// The agent is to answer a request.
+    Loading { request: u32, until: Instant },
+    /// A try to apply it.
+    Applying(Tries),
+    /// A look at who is left in old code.
+    Draining(Looks),
+    /// Nothing.
+    Closed,
+    /// A try to roll it back.
+    RollingBack(Tries),
+    /// A look at who is left in its own code.
+    Leaving(Looks),
+    /// Nothing.
+    Resident,
+    /// Nothing.
+    Failed,
+    /// Nothing.
+    Gone,
+}
+
+/// Tries to switch functions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tries {
+    count: u32,
+    due: Instant,
+    until: Instant,
+}
+
+impl Tries {
+    /// The first one now, the last one within `limit`.
+    pub(super) fn within(limit: Duration) -> Self {
+        let now = Instant::now();
+        Self { count: 0, due: now, until: now + limit }
+    }
+
+    /// The one after this; `None` if there is no time for it.
+    pub(super) fn next(self) -> Option<Self> {
+        let now = Instant::now();
+        let pause = (TRY_FIRST * 2_u32.saturating_pow(self.count.min(16))).min(TRY_LAST);
+        let due = now + pause;
+        (due <= self.until).then_some(Self { count: self.count + 1, due, ..self })
+    }
+}
+
+/// Looks at who is left.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Looks {
+    due: Instant,
+    pause: Duration,
+}
+
+impl Looks {
+    /// The first one soon.
+    pub(super) fn begin() -> Self {
+        Self { due: Instant::now() + LOOK_FIRST, pause: LOOK_FIRST }
+    }
+
+    /// The next one, later than the last if that has seen nothing new.
+    pub(super) fn next(self, news: bool) -> Self {
+        let pause = if news { LOOK_FIRST } else { (self.pause * 2).min(LOOK_LAST) };
+        Self { due: Instant::now() + pause, pause }
+    }
+}
+
+/// Since when somebody has been seen somewhere.
+#[derive(Debug, Clone)]
+struct Seen {
+    task: u64,
+    began: u64,
+    function: String,
+    since: Instant,
+}
+
+/// A patch, from when it was admitted on.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) id: PatchId,
+    pub(super) admitted: Admitted,
+    /// The run of the kernel that it was applied to, or will be.
+    pub(super) generation: Generation,
+    /// For how long it may be tried.
+    pub(super) limit: Duration,
+    pub(super) why: Option<String>,
+    pub(super) attempts: u32,
+    pub(super) paused_us: u64,
+    pub(super) draining: Draining,
+    step: Step,
+    since: Instant,
+    holders: Vec<HolderInfo>,
+    seen: Vec<Seen>,
+}
+
+impl Job {
+    pub(super) fn new(
+        id: PatchId,
+        admitted: Admitted,
+        generation: Generation,
+        limit: Duration,
+        step: Step,
+    ) -> Self {
+        Self {
+            id,
+            admitted,
+            generation,
+            limit,
+            why: None,
+            attempts: 0,
+            paused_us: 0,
+            draining: Draining::default(),
+            step,
+            since: Instant::now(),
+            holders: Vec::new(),
+            seen: Vec::new(),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.admitted.patch.name
+    }
+
+    pub(super) fn step(&self) -> Step {
+        self.step
+    }
+
+    /// Goes on to another step; `why` is what there is to say of it.
+    pub(super) fn go(&mut self, step: Step, why: Option<String>) {
+        if state(&step) != self.state() {
+            self.since = Instant::now();
+        }
+        if !matches!(step, Step::Draining(_) | Step::Leaving(_)) {
+            self.draining = Draining::default();
+            self.holders = Vec::new();
+            self.seen = Vec::new();
+        }
+        self.step = step;
+        self.why = why;
+    }
+
+    /// When there is something to be done.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match self.step {
+            Step::Loading { until, .. } => Some(until),
+            Step::Applying(tries) | Step::RollingBack(tries) => Some(tries.due),
+            Step::Draining(looks) | Step::Leaving(looks) => Some(looks.due),
+            Step::Closed | Step::Resident | Step::Failed | Step::Gone => None,
+        }
+    }
+
+    pub(super) fn state(&self) -> PatchState {
+        state(&self.step)
+    }
+
+    /// Whether the guest has something of it that a new kernel would not have.
+    pub(super) fn is_in_guest(&self) -> bool {
+        !matches!(self.state(), PatchState::Failed | PatchState::Gone)
+    }
+
+    /// Who is left, as they are to be shown.
+    pub(super) fn show_holders(&mut self, draining: Draining, mut shown: Vec<HolderInfo>) {
+        let mut seen = Vec::new();
+        for (holder, shown) in draining.holders().iter().zip(&mut shown) {
+            let known = self.seen.iter().find(|seen| {
+                (seen.task, seen.began, &*seen.function)
+                    == (holder.task.address.0, holder.task.start_time, &*holder.function)
+            });
+            let since = known.map_or_else(Instant::now, |known| known.since);
+            shown.for_ms = milliseconds(since);
+            seen.push(Seen {
+                task: holder.task.address.0,
+                began: holder.task.start_time,
+                function: holder.function.clone(),
+                since,
+            });
+        }
+        (self.draining, self.seen, self.holders) = (draining, seen, shown);
+    }
+
+    /// All that is to be shown.
+    pub(super) fn info(&self) -> PatchInfo {
+        let mut holders = self.holders.clone();
+        for (shown, seen) in holders.iter_mut().zip(&self.seen) {
+            shown.for_ms = milliseconds(seen.since);
+        }
+        PatchInfo {
+            id: self.id.0,
+            name: self.name().to_owned(),
+            summary: self.admitted.summary.clone(),
+            fixes: self.admitted.fixes.clone(),
+            functions: self.admitted.functions.clone(),
+            consistency: self.admitted.consistency.to_owned(),
+            signed_by: self.admitted.signed_by.clone(),
+            from: match self.admitted.origin {
+                Origin::Operator => "operator",
+                Origin::Guest => "guest",
+            }
+            .to_owned(),
+            state: self.state(),
+            for_ms: milliseconds(self.since),
+            why: self.why.clone(),
+            attempts: self.attempts,
+            paused_us: self.paused_us,
+            holders,
+            doubts: self.draining.doubts().to_vec(),
+        }
+    }
+}
+
+fn milliseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn state(step: &Step) -> PatchState {
+    match step {
+        Step::Loading { .. } => PatchState::Loading,
+        Step::Applying(_) => PatchState::Applying,
+        Step::Draining(_) => PatchState::Draining,
+        Step::Closed => PatchState::Closed,
+        Step::RollingBack(_) => PatchState::RollingBack,
+        Step::Leaving(_) => PatchState::Leaving,
+        Step::Resident => PatchState::Resident,
+        Step::Failed => PatchState::Failed,
+        Step::Gone => PatchState::Gone,
+    }
+}

@@ -1,0 +1,31 @@
+//! Patches of the guest's kernel, from the operator's file to code that runs.
+//!
+//! One thread owns all that is known of them; vCPU threads, the agent and the control API send it events. The guest stands still
+//! only while functions are switched, and while it is confirmed that nobody is left in old code.
+//!
+//! | file | its noun |
+//! |---|---|
+//! | `admission.rs` | a patch's file, and whether it may be applied at all |
+//! | `keys.rs` | the keys whose signatures count |
+//! | `access.rs` | the guest, as the owner gets at it |
+//! | `owner.rs` | the thread that owns all patches, and its events |
+//! | `job.rs` | one patch on its way |
+//! | `switch.rs` | one try to apply a patch or to roll it back |
+//! | `drain.rs` | the wait for those who are left in old code |
+//! | `board.rs` | what everybody may read of it |
+
+mod access;
+mod admission;
+mod board;
+mod drain;
+mod job;
+mod keys;
+mod owner;
+mod switch;
+
+pub use access::Access;
+pub use admission::Admitted;
+pub use board::Board;
+pub use keys::{KeyFileError, read_keys};
+pub use owner::{Owner, Updates};
+pub use switch::Deadline;

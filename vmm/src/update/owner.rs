@@ -1,0 +1,648 @@
+//! The thread that owns all patches.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::time::{Duration, Instant};
+
+use lucos_abi::Hello;
+use lucos_lup::PublicKey;
+use update_server::addr::Gva;
+use update_server::kernel::generation::Generation;
+use update_server::phases::drain::Draining;
+use update_server::server::{PatchId, UpdateServer};
+
+use super::access::{Access, generation};
+use super::admission::{Admitted, Origin};
+use super::board::Board;
+use super::drain::{self, Left};
+use super::job::{Job, Looks, Step, Tries};
+use super::switch::{self, Deadline, Direction, Tried};
+use crate::agent::{AgentEvents, AgentLink, Answer, AskError, Order, Outcome};
+use crate::control::ControlError;
+use crate::control::model::{AgentInfo, PatchInfo, PatchState};
+
+/// For how long the kernel may be none that is known before it counts as gone: it may be about to bring a processor up or down.
+const UNKNOWN_LIMIT: Duration = Duration::from_secs(5);
+/// Between two looks at it then.
+const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
+/// How long a request of the control API may wait for the owner, who may be in the middle of something.
+const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+/// Times that the agent is asked for the same: each time it has ended before it has answered.
+const ASKED_MAX: u32 = 3;
+/// `EEXIST` (include/uapi/asm-generic/errno-base.h): there is a module of that name.
+const EEXIST: u32 = 17;
+
+type Reply = SyncSender<Result<PatchInfo, ControlError>>;
+
+/// What others tell the owner.
+enum Event {
+    Apply {
+        admitted: Box<Admitted>,
+        limit: Deadline,
+        reply: Reply,
+    },
+    RollBack {
+        id: u32,
+        limit: Deadline,
+        reply: Reply,
+    },
+    /// The agent's side has something new.
+    Agent,
+    /// Whether the kernel still runs that patches were applied to.
+    Check(SyncSender<()>),
+    /// The machine was reset.
+    Reset,
+    Quit,
+}
+
+/// The way to the owner, for everybody.
+#[derive(Debug, Clone)]
+pub struct Updates {
+    sender: Sender<Event>,
+    board: Arc<Board>,
+    keys: Arc<[PublicKey]>,
+    /// Whether [`Event::Agent`] is on its way, so that a guest cannot fill the queue.
+    told: Arc<AtomicBool>,
+}
+
+impl Updates {
+    /// A way to an owner who has not begun yet. Signatures of `keys` count.
+    pub fn new(keys: Vec<PublicKey>) -> (Self, Inbox) {
+        let (sender, receiver) = channel();
+        let told = Arc::new(AtomicBool::new(false));
+        let updates = Self { sender, board: Arc::default(), keys: keys.into(), told };
+        let inbox = Inbox { receiver, updates: updates.clone() };
+        (updates, inbox)
+    }
+
+    /// What everybody may read.
+    pub fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+
+    /// Takes a patch of the operator's; `unsigned` says that it needs no signature.
+    pub(crate) fn apply(
+        &self,
+        file: &[u8],
+        unsigned: bool,
+        limit: Deadline,
+        access: &dyn Access,
+    ) -> Result<PatchInfo, ControlError> {
+        let admitted = self.admit(file, unsigned, Origin::Operator, access)?;
+        self.ask(|reply| Event::Apply { admitted: Box::new(admitted), limit, reply })
+    }
+
+    /// Rolls a patch back.
+    pub(crate) fn roll_back(&self, id: u32, limit: Deadline) -> Result<PatchInfo, ControlError> {
+        self.ask(|reply| Event::RollBack { id, limit, reply })
+    }
+
+    /// Makes sure that what is on the board is of the kernel that runs.
+    pub(crate) fn check(&self) {
+        if self.board.list().patches.iter().all(|patch| !patch.state.is_applied()) {
+            return;
+        }
+        let (reply, done) = sync_channel(1);
+        if self.sender.send(Event::Check(reply)).is_ok() {
+            // Whoever waits is told what is known, in any case.
+            let _ = done.recv_timeout(REQUEST_LIMIT);
+        }
+    }
+
+    /// The machine was reset.
+    pub(crate) fn reset(&self) {
+        self.send(Event::Reset);
+    }
+
+    /// The machine is at its end.
+    pub(crate) fn quit(&self) {
+        self.send(Event::Quit);
+    }
+
+    fn admit(
+        &self,
+        file: &[u8],
+        unsigned: bool,
+        origin: Origin,
+        access: &dyn Access,
+    ) -> Result<Admitted, ControlError> {
+        let model =
+            access.inspector().model().map_err(|error| ControlError::Host { why: error.to_string() })?;
+        Admitted::read(file, &self.keys, unsigned, origin, &model)
+    }
+
+    fn ask(&self, event: impl FnOnce(Reply) -> Event) -> Result<PatchInfo, ControlError> {
+        let (reply, answer) = sync_channel(1);
+        self.send(event(reply));
+        let slow =
+            || ControlError::Host { why: "the patches' owner does not answer; see the VMM's log".into() };
+        answer.recv_timeout(REQUEST_LIMIT).map_err(|_| slow())?
+    }
+
+    fn send(&self, event: Event) {
+        // Only at the machine's end nobody is there.
+        drop(self.sender.send(event));
+    }
+}
+
+impl AgentEvents for Updates {
+    fn changed(&self) {
+        if !self.told.swap(true, Ordering::AcqRel) {
+            self.send(Event::Agent);
+        }
+    }
+}
+
+/// The owner's end.
+#[derive(Debug)]
+pub struct Inbox {
+    receiver: Receiver<Event>,
+    updates: Updates,
+}
+
+/// Everything that is known of the patches of one machine.
+pub struct Owner {
+    inbox: Inbox,
+    access: Arc<dyn Access>,
+    link: Arc<AgentLink>,
+    server: UpdateServer,
+    jobs: BTreeMap<PatchId, Job>,
+    /// Where the agent says that modules' sections are.
+    alleged: BTreeMap<PatchId, BTreeMap<String, Gva>>,
+    /// How often it was asked for each.
+    asked: BTreeMap<PatchId, u32>,
+    hello: Option<Hello>,
+    taint: Option<u64>,
+    /// Since when no kernel was found, and when to look again.
+    unknown: Option<(Instant, Instant)>,
+}
+
+impl Owner {
+    /// Of the machine that `access` leads to, and the agent behind `link`.
+    pub fn new(inbox: Inbox, access: Arc<dyn Access>, link: Arc<AgentLink>) -> Self {
+        Self {
+            inbox,
+            access,
+            link,
+            server: UpdateServer::default(),
+            jobs: BTreeMap::new(),
+            alleged: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            hello: None,
+            taint: None,
+            unknown: None,
+        }
+    }
+
+    /// Does what is due and what it is told, until the machine's end.
+    pub fn run(mut self) {
+        self.publish();
+        loop {
+            let due = self.jobs.values().filter_map(Job::due).chain(self.unknown.map(|(_, due)| due)).min();
+            let event = match due {
+                Some(due) => {
+                    let wait = due.saturating_duration_since(Instant::now());
+                    match self.inbox.receiver.recv_timeout(wait) {
+                        Ok(event) => Some(event),
+                        Err(RecvTimeoutError::Timeout) => None,
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    }
+                }
+                None => match self.inbox.receiver.recv() {
+                    Ok(event) => Some(event),
+                    Err(_) => return,
+                },
+            };
+            match event {
+                Some(Event::Quit) => return,
+                Some(event) => self.handle(event),
+                None => self.do_what_is_due(),
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Apply { admitted, limit, reply } => {
+                let answer = self.apply(*admitted, limit);
+                self.publish();
+                drop(reply.send(answer));
+            }
+            Event::RollBack { id, limit, reply } => {
+                let answer = self.roll_back(PatchId(id), limit);
+                self.publish();
+                drop(reply.send(answer));
+            }
+            Event::Agent => {
+                self.inbox.updates.told.store(false, Ordering::Release);
+                self.hear_agent();
+                self.publish();
+            }
+            Event::Check(reply) => {
+                self.check();
+                let _ = reply.send(());
+            }
+            Event::Reset => {
+                self.hello = None;
+                self.taint = None;
+                self.unknown = None;
+                self.gone("the machine was reset");
+                self.publish();
+            }
+            Event::Quit => {}
+        }
+    }
+
+    fn apply(&mut self, admitted: Admitted, limit: Deadline) -> Result<PatchInfo, ControlError> {
+        let name = admitted.patch.name.clone();
+        if let Some(obstacle) = self.link.hello().and_then(|hello| hello.obstacle(false)) {
+            return Err(refused("guest_refuses", format!("{name} cannot be loaded: {obstacle}")));
+        }
+        let generation = generation(&*self.access)?;
+        self.compare(&generation);
+        let known = self.jobs.values().find(|job| job.name() == name && job.is_in_guest());
+        if let Some(known) = known {
+            let (id, state) = (known.id, known.state());
+            if !matches!(state, PatchState::Leaving | PatchState::Resident) {
+                let why = format!("{name} is patch {} already, and {state}", id.0);
+                return Err(refused("already_applied", why));
+            }
+            if !known.admitted.is(&admitted) {
+                let module = &known.admitted.module;
+                let why = format!(
+                    "another patch called {name} was rolled back, and its module {module} is still in the guest; give the new \
+                     one another name"
+                );
+                return Err(refused("other_patch", why));
+            }
+            let job = self.jobs.get_mut(&id).expect("it was found");
+            (job.limit, job.admitted) = (limit.get(), admitted);
+            job.go(Step::Applying(Tries::within(limit.get())), None);
+            return Ok(job.info());
+        }
+        self.forget_oldest();
+        let id = self
+            .server
+            .add(admitted.patch.clone())
+            .map_err(|error| refused("too_many", error.to_string()))?;
+        let step = self.load(id, &admitted, &generation, limit.get()).map_err(|error| {
+            // It was added just now and is not applied.
+            drop(self.server.remove(id));
+            ControlError::Host { why: error.to_string() }
+        })?;
+        tracing::info!(patch = id.0, name, "a patch was admitted");
+        let mut job = Job::new(id, admitted, generation, limit.get(), step);
+        if self.link.hello().is_none() {
+            job.why = Some("no agent has shown itself in the guest; start lucos-agent there".to_owned());
+        }
+        let info = job.info();
+        self.jobs.insert(id, job);
+        Ok(info)
+    }
+
+    /// Asks the agent to load a patch's module.
+    fn load(
+        &mut self,
+        id: PatchId,
+        admitted: &Admitted,
+        generation: &Generation,
+        limit: Duration,
+    ) -> Result<Step, AskError> {
+        let module = admitted.patch.module_for(generation.place.distance).into();
+        let request = self.link.ask(Order::Load { name: admitted.module.clone(), module })?;
+        *self.asked.entry(id).or_default() += 1;
+        Ok(Step::Loading { request, until: Instant::now() + limit })
+    }
+
+    fn roll_back(&mut self, id: PatchId, limit: Deadline) -> Result<PatchInfo, ControlError> {
+        let job = self.jobs.get_mut(&id).ok_or(ControlError::NoPatch { id: id.0 })?;
+        match job.step() {
+            Step::Loading { request, .. } => {
+                self.link.withdraw(request);
+                job.go(Step::Failed, Some("it was taken back before it was applied".to_owned()));
+            }
+            Step::Applying(_) => {
+                job.go(Step::Resident, Some("it was taken back before it was applied".to_owned()));
+            }
+            Step::Draining(_) | Step::Closed => {
+                job.go(Step::RollingBack(Tries::within(limit.get())), None);
+            }
+            Step::RollingBack(_) | Step::Leaving(_) | Step::Resident | Step::Failed | Step::Gone => {
+                let why = format!("patch {} ({}) is {} and not applied", id.0, job.name(), job.state());
+                return Err(refused("not_applied", why));
+            }
+        }
+        Ok(job.info())
+    }
+
+    /// Takes what the agent has to say.
+    fn hear_agent(&mut self) {
+        let hello = self.link.hello();
+        if hello != self.hello {
+            self.hello = hello;
+            self.taint = hello.map(|hello| hello.taint.get());
+            // A new agent may be one of a new kernel.
+            self.check();
+            for job in self.jobs.values_mut().filter(|job| job.state() == PatchState::Loading) {
+                job.why = None;
+            }
+        }
+        for answer in self.link.take_answers() {
+            self.hear_answer(answer);
+        }
+        if let Some(submission) = self.link.take_submission() {
+            let updates = &self.inbox.updates;
+            let admitted = updates.admit(&submission.bytes, false, Origin::Guest, &*self.access);
+            match admitted.and_then(|admitted| self.apply(admitted, Deadline::USUAL)) {
+                Ok(info) => {
+                    tracing::info!(patch = info.id, name = submission.name, "a patch came from the guest")
+                }
+                Err(error) => {
+                    tracing::warn!(name = submission.name, "a patch from the guest was refused: {error}");
+                }
+            }
+        }
+    }
+
+    fn hear_answer(&mut self, answer: Answer) {
+        let asked =
+            |job: &&mut Job| matches!(job.step(), Step::Loading { request, .. } if request == answer.id);
+        let Some(job) = self.jobs.values_mut().find(asked) else { return };
+        let id = job.id;
+        match answer.outcome {
+            Outcome::Done { taint, sections } => {
+                self.taint = Some(taint);
+                let known = sections.into_iter().filter(|section| section.address != 0);
+                let known = known.map(|section| (section.name, Gva(section.address))).collect();
+                self.alleged.insert(id, known);
+                job.go(Step::Applying(Tries::within(job.limit)), None);
+            }
+            // It may be the patch's own module, from an agent that has ended before it could say so. What it is, is looked at.
+            Outcome::Failed { errno: EEXIST, taint } => {
+                self.taint = Some(taint);
+                job.go(Step::Applying(Tries::within(job.limit)), None);
+            }
+            Outcome::Failed { errno, taint } => {
+                self.taint = Some(taint);
+                let error = std::io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or(i32::MAX));
+                let module = &job.admitted.module;
+                let why =
+                    format!("the guest's kernel refuses module {module}: {error}; its log (dmesg) says more");
+                job.go(Step::Failed, Some(why));
+            }
+            Outcome::Lost if self.asked.get(&id).is_some_and(|asked| *asked >= ASKED_MAX) => {
+                let why =
+                    format!("the guest's agent has ended {ASKED_MAX} times while it was to load the module");
+                job.go(Step::Failed, Some(why));
+            }
+            Outcome::Lost => {
+                let until = job.due().unwrap_or_else(Instant::now);
+                let module = job.admitted.patch.module_for(job.generation.place.distance).into();
+                let order = Order::Load { name: job.admitted.module.clone(), module };
+                *self.asked.entry(id).or_default() += 1;
+                match self.link.ask(order) {
+                    Ok(request) => job.go(Step::Loading { request, until }, job.why.clone()),
+                    Err(error) => job.go(Step::Failed, Some(error.to_string())),
+                }
+            }
+        }
+    }
+
+    fn do_what_is_due(&mut self) {
+        let now = Instant::now();
+        if self.unknown.is_some_and(|(_, due)| due <= now) {
+            self.check();
+        }
+        let due: Vec<PatchId> = self
+            .jobs
+            .values()
+            .filter(|job| job.due().is_some_and(|due| due <= now))
+            .map(|job| job.id)
+            .collect();
+        for id in due {
+            self.go_on(id);
+            self.publish();
+        }
+    }
+
+    fn go_on(&mut self, id: PatchId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        match job.step() {
+            Step::Loading { request, .. } => {
+                self.link.withdraw(request);
+                let limit = job.limit.as_secs();
+                let why = match self.link.hello() {
+                    None => format!(
+                        "no agent has shown itself in the guest within {limit} s; start lucos-agent there"
+                    ),
+                    Some(_) => format!("the guest's agent has not loaded the module within {limit} s"),
+                };
+                job.go(Step::Failed, Some(why));
+            }
+            Step::Applying(tries) => self.try_to_apply(id, tries),
+            Step::RollingBack(tries) => self.try_to_roll_back(id, tries),
+            Step::Draining(looks) | Step::Leaving(looks) => self.look(id, looks),
+            Step::Closed | Step::Resident | Step::Failed | Step::Gone => {}
+        }
+    }
+
+    fn try_to_apply(&mut self, id: PatchId, tries: Tries) {
+        let nothing = BTreeMap::new();
+        let alleged = self.alleged.get(&id).unwrap_or(&nothing);
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let direction = Direction::Apply(&job.admitted.module);
+        let (tried, paused_us) =
+            switch::attempt(&*self.access, &mut self.server, id, &job.generation, direction, alleged);
+        job.attempts += 1;
+        match tried {
+            Tried::Done { presence, census } => {
+                tracing::info!(patch = id.0, name = job.name(), paused_us, "a patch is applied");
+                job.paused_us = paused_us;
+                let shown = drain::shown(&*self.access, &job.generation, &census, &presence.holders);
+                let draining = Draining::of(presence);
+                let over = draining.is_over();
+                job.go(if over { Step::Closed } else { Step::Draining(Looks::begin()) }, None);
+                if !over {
+                    job.show_holders(draining, shown.unwrap_or_default());
+                }
+            }
+            Tried::NotNow(why) => match tries.next() {
+                Some(next) => job.go(Step::Applying(next), Some(why)),
+                None => {
+                    let why = format!(
+                        "not applied within {} s, and nothing was changed: {why}",
+                        job.limit.as_secs()
+                    );
+                    job.go(Step::Failed, Some(why));
+                }
+            },
+            Tried::Refused(why) => job.go(Step::Failed, Some(why)),
+            Tried::Gone => self.gone("the guest has started another kernel"),
+        }
+    }
+
+    fn try_to_roll_back(&mut self, id: PatchId, tries: Tries) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let (tried, paused_us) = switch::attempt(
+            &*self.access,
+            &mut self.server,
+            id,
+            &job.generation,
+            Direction::RollBack,
+            &BTreeMap::new(),
+        );
+        job.attempts += 1;
+        match tried {
+            Tried::Done { presence, census } => {
+                tracing::info!(patch = id.0, name = job.name(), paused_us, "a patch is rolled back");
+                job.paused_us = paused_us;
+                let shown = drain::shown(&*self.access, &job.generation, &census, &presence.holders);
+                let draining = Draining::of(presence);
+                let over = draining.is_over();
+                job.go(if over { Step::Resident } else { Step::Leaving(Looks::begin()) }, None);
+                if !over {
+                    job.show_holders(draining, shown.unwrap_or_default());
+                }
+            }
+            Tried::NotNow(why) => match tries.next() {
+                Some(next) => job.go(Step::RollingBack(next), Some(why)),
+                None => {
+                    let why =
+                        format!("not rolled back within {} s, and still applied: {why}", job.limit.as_secs());
+                    // Whether somebody is left in the old code is looked at again.
+                    job.go(Step::Draining(Looks::begin()), Some(why));
+                }
+            },
+            Tried::Refused(why) => {
+                job.go(
+                    Step::Draining(Looks::begin()),
+                    Some(format!("not rolled back, and still applied: {why}")),
+                );
+            }
+            Tried::Gone => self.gone("the guest has started another kernel"),
+        }
+    }
+
+    fn look(&mut self, id: PatchId, looks: Looks) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let why = job.why.clone();
+        let step = |looks| match job.state() {
+            PatchState::Leaving => Step::Leaving(looks),
+            _ => Step::Draining(looks),
+        };
+        let left = drain::look(&*self.access, &self.server, id, &job.generation, &job.draining);
+        match left {
+            Ok(Left::Same) => job.go(step(looks.next(false)), why),
+            Ok(Left::These(draining, _)) if draining.is_over() => {
+                let end = if job.state() == PatchState::Leaving { Step::Resident } else { Step::Closed };
+                job.go(end, why);
+            }
+            Ok(Left::These(draining, shown)) => {
+                let news = draining.holders().len() != job.draining.holders().len();
+                let next = step(looks.next(news));
+                job.go(next, why);
+                job.show_holders(draining, shown);
+            }
+            Ok(Left::Gone) => self.gone("the guest has started another kernel"),
+            Err(error) => {
+                let next = step(looks.next(false));
+                tracing::debug!("who is left in old code could not be looked at: {error}");
+                job.go(next, why);
+            }
+        }
+    }
+
+    /// Whether the kernel still runs that patches are in.
+    fn check(&mut self) {
+        if !self.jobs.values().any(Job::is_in_guest) {
+            self.unknown = None;
+            return;
+        }
+        match generation(&*self.access) {
+            Ok(found) => {
+                self.unknown = None;
+                self.compare(&found);
+            }
+            Err(ControlError::UnknownKernel { why }) => {
+                let now = Instant::now();
+                let since = self.unknown.map_or(now, |(since, _)| since);
+                if now.duration_since(since) >= UNKNOWN_LIMIT {
+                    self.unknown = None;
+                    self.gone(&format!("the kernel that it was applied to does not run any more: {why}"));
+                    self.publish();
+                } else {
+                    self.unknown = Some((since, now + UNKNOWN_PAUSE));
+                }
+            }
+            // The machine is about to end, or to be reset.
+            Err(_) => self.unknown = None,
+        }
+    }
+
+    fn compare(&mut self, found: &Generation) {
+        if self.jobs.values().any(|job| job.is_in_guest() && job.generation != *found) {
+            self.gone("the guest has started another kernel");
+            self.publish();
+        }
+    }
+
+    /// The kernel that all was done in is gone.
+    fn gone(&mut self, why: &str) {
+        self.server.kernel_is_gone();
+        self.alleged.clear();
+        self.asked.clear();
+        for job in self.jobs.values_mut().filter(|job| job.is_in_guest()) {
+            if let Step::Loading { request, .. } = job.step() {
+                self.link.withdraw(request);
+            }
+            tracing::warn!(patch = job.id.0, name = job.name(), "a patch is gone: {why}");
+            job.go(Step::Gone, Some(why.to_owned()));
+        }
+    }
+
+    /// Makes room for another patch among those that are of no more use.
+    fn forget_oldest(&mut self) {
+        if self.jobs.len() < update_server::limits::PATCHES {
+            return;
+        }
+        let oldest = self.jobs.values().find(|job| !job.is_in_guest()).map(|job| job.id);
+        if let Some(id) = oldest
+            && self.server.remove(id).is_ok()
+        {
+            self.jobs.remove(&id);
+        }
+    }
+
+    /// Shows everybody what there is.
+    fn publish(&self) {
+        let agent = self.hello.map(|hello| AgentInfo {
+            version: hello.version().unwrap_or_default().to_owned(),
+            pid: hello.pid.get(),
+            obstacle: hello.obstacle(false).map(str::to_owned),
+        });
+        let patches: Vec<PatchInfo> = self.jobs.values().map(Job::info).collect();
+        self.link.set_status(for_the_guest(&patches));
+        self.inbox.updates.board.show(agent, self.taint, patches);
+    }
+}
+
+impl std::fmt::Debug for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Owner").field("jobs", &self.jobs).finish_non_exhaustive()
+    }
+}
+
+/// What `lucos-agent status` prints of them.
+fn for_the_guest(patches: &[PatchInfo]) -> String {
+    let line = |patch: &PatchInfo| {
+        let why = patch.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        format!("{} {} {}{why}\n", patch.id, patch.name, patch.state)
+    };
+    patches.iter().map(line).collect()
+}
+
+fn refused(code: &'static str, why: String) -> ControlError {
+    ControlError::PatchRefused { code, why }
+}

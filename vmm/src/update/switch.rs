@@ -1,0 +1,122 @@
+//! One try to apply a patch, or to roll it back: everything slow while the guest runs, the rest in one pause.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use update_server::addr::Gva;
+use update_server::census::Census;
+use update_server::kernel::generation::Generation;
+use update_server::phases::stack_check::Presence;
+use update_server::server::{PatchId, SwitchError, UpdateServer};
+
+use super::access::{Access, looking, pausing};
+use crate::control::ControlError;
+use crate::inspect;
+
+/// For how long a patch may be tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline(Duration);
+
+impl Deadline {
+    /// As long as nobody says otherwise.
+    pub const USUAL: Self = Self(Duration::from_secs(60));
+    /// The longest, in seconds. Each try stops the guest for a moment.
+    pub const SECONDS_MAX: u64 = 3600;
+
+    /// So many seconds; `None` if these are none or too many.
+    pub fn seconds(seconds: u64) -> Option<Self> {
+        (1..=Self::SECONDS_MAX).contains(&seconds).then(|| Self(Duration::from_secs(seconds)))
+    }
+
+    pub(super) fn get(self) -> Duration {
+        self.0
+    }
+}
+
+/// Which way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction<'a> {
+    /// Each call is to run the new code. The name of the module that has it.
+    Apply(&'a str),
+    /// Each call is to run the old code.
+    RollBack,
+}
+
+/// How a try has ended.
+#[derive(Debug)]
+pub(super) enum Tried {
+    /// The functions are switched.
+    Done {
+        /// Who is in code that is on its way out.
+        presence: Presence,
+        /// All stacks at that moment.
+        census: Census,
+    },
+    /// Another time, perhaps; why.
+    NotNow(String),
+    /// Never; why.
+    Refused(String),
+    /// The kernel is another one.
+    Gone,
+}
+
+/// Tries once. Says for how long the guest stood still, in microseconds.
+pub(super) fn attempt(
+    access: &dyn Access,
+    server: &mut UpdateServer,
+    id: PatchId,
+    expected: &Generation,
+    direction: Direction<'_>,
+    alleged: &BTreeMap<String, Gva>,
+) -> (Tried, u64) {
+    match try_once(access, server, id, expected, direction, alleged) {
+        Ok(tried) => tried,
+        // The machine starts or ends, or could not be stopped in time.
+        Err(error) => (Tried::NotNow(error.to_string()), 0),
+    }
+}
+
+fn try_once(
+    access: &dyn Access,
+    server: &mut UpdateServer,
+    id: PatchId,
+    expected: &Generation,
+    direction: Direction<'_>,
+    alleged: &BTreeMap<String, Gva>,
+) -> Result<(Tried, u64), ControlError> {
+    let mut known = access.inspector().stacks();
+    let sections = looking(access, |model, memory| {
+        inspect::prepare(model, memory, expected, &mut known);
+        match direction {
+            Direction::Apply(module) => inspect::sections(model, memory, expected.place, &known, module),
+            Direction::RollBack => Ok(BTreeMap::new()),
+        }
+    })?;
+    let sections = match sections {
+        Ok(sections) => sections,
+        // What the agent has said is as good as what the guest's memory says: both are held against the module itself.
+        Err(_) if !alleged.is_empty() => alleged.clone(),
+        Err(why) => return Ok((Tried::Refused(why), 0)),
+    };
+    let (switched, paused_us) = pausing(access, |model, guest| {
+        inspect::settle_and(model, guest, &mut known, |kernel, generation, census| {
+            if generation != expected {
+                return None;
+            }
+            Some(match direction {
+                Direction::Apply(_) => server.apply(id, kernel, guest, census, &sections),
+                Direction::RollBack => server.roll_back(id, kernel, guest, census),
+            })
+        })
+    })?;
+    let census = known.census();
+    let tried = match switched {
+        None => Tried::Gone,
+        Some(Ok(presence)) => Tried::Done { presence, census },
+        Some(Err(error)) => match *error {
+            SwitchError::NotNow(why) => Tried::NotNow(why.to_string()),
+            SwitchError::Refused(why) => Tried::Refused(why.to_string()),
+        },
+    };
+    Ok((tried, paused_us))
+}
