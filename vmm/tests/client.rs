@@ -11,6 +11,7 @@ use std::process::{Command, Output};
 use common::{Scripted, ask};
 use lucos_vmm::client::{EXIT_CODES, Method, Verb};
 use lucos_vmm::config::MachineSpec;
+use lucos_vmm::control::model::PatchState;
 use lucos_vmm::control::{ControlServer, openapi, openapi_json};
 use serde_json::Value;
 
@@ -51,13 +52,16 @@ fn every_endpoint_has_a_verb_and_every_verb_an_endpoint() {
         Method::Put => "put".to_owned(),
     };
     let verbs: BTreeSet<_> = Verb::ALL.iter().map(|verb| (method(verb), verb.path().to_owned())).collect();
-    assert_eq!(verbs, described());
     assert_eq!(verbs.len(), Verb::ALL.len(), "two verbs share an endpoint");
-    // Verb::ALL holds what the command line offers.
+    // Five verbs for patches share these.
+    let patches = [("put", "apply"), ("put", "rollback"), ("get", "list")]
+        .map(|(method, name)| (method.to_owned(), format!("/api/v1/patch.{name}")));
+    assert_eq!(verbs.into_iter().chain(patches).collect::<BTreeSet<_>>(), described());
+    // Verb::ALL holds what else the command line offers.
     let (_, help, _) = text(&lucos(&["--help"]));
     let commands = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
     let offered = commands.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   ")).count();
-    assert_eq!(offered, Verb::ALL.len() + 2, "{commands}");
+    assert_eq!(offered, Verb::ALL.len() + 5 + 2, "{commands}");
 }
 
 #[test]
@@ -69,6 +73,72 @@ fn every_described_endpoint_is_served() {
         let (status, body) = ask(&socket, &method.to_uppercase(), &path, b"");
         assert!(![404, 405].contains(&status), "{method} {path}: {body}");
     }
+}
+
+#[test]
+fn a_patch_is_watched_until_it_is_applied_or_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let machine = Scripted::running();
+    let _server = ControlServer::start(&socket, machine.clone()).unwrap();
+    let socket = socket.to_str().unwrap();
+    let file = directory.path().join("fix.lup");
+    std::fs::write(&file, "fix").unwrap();
+    let file = file.to_str().unwrap();
+
+    let (code, _, err) = text(&lucos(&["--api-socket", socket, "apply", file]));
+    assert_eq!(code, Some(4));
+    assert!(err.contains("nobody vouches for it; get a patch that"), "{err}");
+    let (code, _, err) = text(&lucos(&["--api-socket", socket, "apply", "/nowhere"]));
+    assert_eq!(code, Some(1));
+    assert!(err.contains("cannot read the patch /nowhere"), "{err}");
+
+    let show = |state, why: Option<&str>| {
+        let mut patch = common::patch(1, "fix".into(), state);
+        patch.why = why.map(str::to_owned);
+        machine.board.show(None, None, vec![patch]);
+    };
+    let run = |arguments: &[&str], states: &[(PatchState, Option<&str>)]| {
+        // What was there before is not what is waited for.
+        show(states[0].0, states[0].1);
+        std::thread::scope(|scope| {
+            let client = scope.spawn(|| text(&lucos(&[&["--api-socket", socket], arguments].concat())));
+            for (state, why) in states {
+                std::thread::sleep(std::time::Duration::from_millis(300));
+                show(*state, *why);
+            }
+            client.join().unwrap()
+        })
+    };
+    let busy = Some("sleepy (17) stands where fix is to jump");
+    let states = [
+        (PatchState::Loading, None),
+        (PatchState::Applying, busy),
+        (PatchState::Draining, None),
+        (PatchState::Closed, None),
+    ];
+    let (code, out, err) = run(&["apply", file, "--unsigned", "--wait"], &states);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains("warning"), "{err}");
+    let lines = ["loaded\n", "applied: sleepy (17) stands", "closed for new calls\n", ": closed\n"];
+    let places: Vec<_> = lines.iter().map(|line| out.find(line)).collect();
+    assert!(places.is_sorted() && places.iter().all(Option::is_some), "{out}");
+
+    let refused = [(PatchState::Loading, None), (PatchState::Failed, Some("the guest's kernel refuses it"))];
+    let (code, out, err) = run(&["apply", file, "--unsigned"], &refused);
+    assert_eq!(code, Some(5), "{out}");
+    assert!(err.contains("not applied: the guest's kernel refuses it"), "{err}");
+    let gone = [(PatchState::Loading, None), (PatchState::Gone, Some("another kernel"))];
+    assert_eq!(run(&["apply", file, "--unsigned"], &gone).0, Some(6));
+
+    let back = [(PatchState::RollingBack, None), (PatchState::Leaving, None), (PatchState::Resident, None)];
+    let (code, out, _) = run(&["rollback", "1", "--wait"], &back);
+    assert_eq!(code, Some(0), "{out}");
+    assert!(out.ends_with("rolled back; its module stays resident\n"), "{out}");
+    let stays = [(PatchState::RollingBack, None), (PatchState::Draining, Some("a probe is on the jump"))];
+    assert_eq!(run(&["rollback", "1"], &stays).0, Some(5));
+    let (code, _, err) = text(&lucos(&["--api-socket", socket, "rollback", "7"]));
+    assert_eq!((code, err.contains("there is no patch 7")), (Some(1), true), "{err}");
 }
 
 #[test]
@@ -94,6 +164,9 @@ fn every_verb_prints_for_people_and_for_programs() {
         ),
         ("text-check", "  __mcount_loc        2 sites        10 bytes\ndiffering for no known reason:"),
         ("text-check", "  schedule+0x10/0x20: cc instead of 90"),
+        ("list", "  1  one  closed for new calls, 1 thread in old code\n"),
+        ("status", "taint      4096: a module from outside its source was loaded\npatch 1    one: mends"),
+        ("status", "       17 sleepy, in do_sys_poll for 5 s\n            schedule+0x10/0x20\n"),
         ("power-button", "the guest decides"),
         ("shutdown", "ends now"),
         ("openapi", "\"openapi\": \"3.1.0\""),

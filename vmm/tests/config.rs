@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use lucos_vmm::config::{
-    ConfigError, CpuCount, CpuProfile, DiskSpec, Draft, LogLevel, MacAddress, MachineSpec, MemorySize,
-    NetSpec, SerialSpec, ValueError,
+    ConfigError, CpuCount, CpuProfile, DiskSpec, Draft, GuestPatches, LogLevel, MacAddress, MachineSpec,
+    MemorySize, NetSpec, SerialSpec, ValueError,
 };
 
 fn disk(path: &str, readonly: bool) -> DiskSpec {
@@ -173,6 +173,8 @@ net = ["tap=tap0", { tap = "tap1", mac = "52:54:00:00:00:01" }]
 serial = "file=console.log"
 agent = "agent.sock"
 api_socket = "api.sock"
+patch_key = ["me.pub"]
+guest_patches = "signed"
 cpu_profile = "host"
 log_level = "info"
 "#;
@@ -189,6 +191,8 @@ fn whole() -> MachineSpec {
         serial: SerialSpec::File("console.log".into()),
         agent: Some("agent.sock".into()),
         api_socket: Some("api.sock".into()),
+        patch_keys: vec!["me.pub".into()],
+        guest_patches: GuestPatches::Signed,
         cpu_profile: CpuProfile::Host,
         log_level: LogLevel::Info,
     }
@@ -198,6 +202,7 @@ fn whole() -> MachineSpec {
 fn a_file_says_everything_that_flags_can() {
     assert_eq!(toml::from_str::<Draft>(WHOLE).unwrap().build().unwrap(), whole());
     let dashed = WHOLE.replace("api_socket", "api-socket").replace("log_level", "log-level");
+    let dashed = dashed.replace("patch_key", "patch-key").replace("guest_patches", "guest-patches");
     assert_eq!(toml::from_str::<MachineSpec>(&dashed).unwrap(), whole());
 }
 

@@ -106,6 +106,10 @@ fn what_is_no_request_of_this_api_is_refused_in_json() {
     assert_eq!(refused("GET", "/", b""), (404, "no_such_endpoint".into()));
     assert_eq!(refused("GET", "/api/v1/vm.pause", b""), (405, "wrong_method".into()));
     assert_eq!(refused("DELETE", "/api/v1/vm.info", b""), (405, "wrong_method".into()));
+    assert_eq!(refused("GET", "/api/v1/vm.stacks?verify=perhaps", b""), (400, "bad_query".into()));
+    assert_eq!(refused("PUT", "/api/v1/patch.rollback", b""), (400, "bad_query".into()));
+    assert_eq!(refused("PUT", "/api/v1/patch.apply?limit=0", b"x"), (400, "bad_limit".into()));
+    assert_eq!(refused("PUT", "/api/v1/patch.apply", &vec![0; 22 << 20]), (413, "body_too_large".into()));
     assert_eq!(refused("PUT", "/api/v1/vm.pause", b"{}"), (400, "unexpected_body".into()));
     assert_eq!(refused("PUT", "/api/v1/vm.pause", &vec![b'x'; 1 << 20]), (413, "body_too_large".into()));
     let endless =

@@ -91,10 +91,7 @@ impl Desk<'_> {
         if unsigned {
             fail(OK, &format!("warning: {} is applied although nobody vouches for it", path.display()));
         }
-        let mut path = format!("/api/v1/patch.apply?unsigned={unsigned}");
-        if let Some(limit) = limit {
-            path += &format!("&limit={limit}");
-        }
+        let path = format!("/api/v1/patch.apply?unsigned={unsigned}{}", limited(limit));
         let info = self.put(&path, file)?;
         let undecided = |state| match state {
             PatchState::Loading | PatchState::Applying => true,
@@ -111,10 +108,7 @@ impl Desk<'_> {
     }
 
     fn roll_back(self, id: u32, wait: bool, limit: Option<u64>) -> Result<u8, u8> {
-        let mut path = format!("/api/v1/patch.rollback?id={id}");
-        if let Some(limit) = limit {
-            path += &format!("&limit={limit}");
-        }
+        let path = format!("/api/v1/patch.rollback?id={id}{}", limited(limit));
         let info = self.put(&path, Vec::new())?;
         let undecided = |state| match state {
             PatchState::RollingBack => true,
@@ -152,7 +146,7 @@ impl Desk<'_> {
     fn end(self, info: &PatchInfo, code: u8) -> u8 {
         let text = format!("{}\n", render::patch::progress(info));
         if self.json {
-            let printed = serde_json::to_value(info).map(|value| pretty(&value) + "\n").unwrap_or(text);
+            let printed = serde_json::to_value(info).map_or(text, |value| pretty(&value) + "\n");
             return print(printed.as_bytes()).max(code);
         }
         if code == OK { print(text.as_bytes()) } else { fail(code, text.trim_end()) }
@@ -201,21 +195,21 @@ impl Desk<'_> {
     }
 
     fn list(self) -> Result<PatchList, u8> {
-        self.take(ask_for(self.socket, Method::Get, "/api/v1/patch.list", Vec::new())?)
+        self.take(&ask_for(self.socket, Method::Get, "/api/v1/patch.list", Vec::new())?)
     }
 
     fn list_after(self, revision: u64) -> Result<PatchList, u8> {
         let path = format!("/api/v1/patch.list?after={revision}");
-        self.take(ask_for(self.socket, Method::Get, &path, Vec::new())?)
+        self.take(&ask_for(self.socket, Method::Get, &path, Vec::new())?)
     }
 
     fn put(self, path: &str, body: Vec<u8>) -> Result<PatchInfo, u8> {
-        self.take(ask_for(self.socket, Method::Put, path, body)?)
+        self.take(&ask_for(self.socket, Method::Put, path, body)?)
     }
 
-    fn take<T: for<'de> Deserialize<'de>>(self, answer: Answer) -> Result<T, u8> {
+    fn take<T: for<'de> Deserialize<'de>>(self, answer: &Answer) -> Result<T, u8> {
         if !answer.success {
-            return Err(self.refuse(&answer));
+            return Err(self.refuse(answer));
         }
         T::deserialize(&answer.body)
             .map_err(|error| fail(FAILED, &format!("the VMM's answer is of another version: {error}")))
@@ -233,6 +227,11 @@ impl Desk<'_> {
         }
         fail(code, &super::refusal(&answer.body))
     }
+}
+
+/// The limit as a part of a query.
+fn limited(limit: Option<u64>) -> String {
+    limit.map(|seconds| format!("&limit={seconds}")).unwrap_or_default()
 }
 
 /// Reads no more than a patch has.

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
 use axum::http::{Method, Uri};
 use axum::middleware::{self, Next};
@@ -22,18 +21,19 @@ use utoipa_axum::routes;
 use super::description::{self, Description};
 use super::machine::{ControlError, MachineControl};
 use super::model::{
-    Accepted, ApiError, Counters, ModuleReport, PatchInfo, PatchList, PauseReport, ResumeReport, StackReport,
-    SymbolReport, TaskReport, TextReport, VersionInfo, VmInfo,
+    Accepted, ApiError, Counters, ModuleReport, PauseReport, ResumeReport, StackReport, SymbolReport,
+    TaskReport, TextReport, VersionInfo, VmInfo,
 };
+use super::patches;
+use super::query::Asked;
 use super::refusal::Refusal;
 use crate::config::MachineSpec;
-use crate::update::Deadline;
 
 /// How long the machine may take for one request. A pause takes milliseconds; this only bounds a hang.
 const MACHINE_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long it may take to look into the guest's kernel: the first time, its image is unpacked and read.
-const INSPECT_LIMIT: Duration = Duration::from_mins(2);
+pub(super) const INSPECT_LIMIT: Duration = Duration::from_mins(2);
 
 /// Only one endpoint takes a body; of others' this much is read to say so.
 const BODY_MAX: usize = 4096;
@@ -41,19 +41,13 @@ const BODY_MAX: usize = 4096;
 /// How long a client may take to send it.
 const BODY_LIMIT: Duration = Duration::from_secs(5);
 
-/// The endpoint that takes one.
-const PATCH_APPLY: &str = "/api/v1/patch.apply";
-
 /// How long a client may take to send a patch, which has 20 MiB at most.
 const PATCH_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long a request waits for a change before it is answered without one.
-const CHANGE_LIMIT: Duration = Duration::from_secs(15);
 
 /// The machine behind the endpoints.
 #[derive(Clone)]
 pub(super) struct Api {
-    machine: Arc<dyn MachineControl>,
+    pub(super) machine: Arc<dyn MachineControl>,
     /// One request at a time changes the machine. The others wait here and not in a thread each, so that
     /// there are always threads left to answer those who only look.
     acting: Arc<Semaphore>,
@@ -65,7 +59,7 @@ impl Api {
     }
 
     /// Looks at the machine, off the server's thread.
-    async fn look<T, F>(&self, look: F) -> Result<T, Refusal>
+    pub(super) async fn look<T, F>(&self, look: F) -> Result<T, Refusal>
     where
         T: Send + 'static,
         F: FnOnce(&dyn MachineControl) -> T + Send + 'static,
@@ -85,7 +79,7 @@ impl Api {
     }
 
     /// The same for what may take longer.
-    async fn act_within<T, F>(&self, limit: Duration, act: F) -> Result<T, Refusal>
+    pub(super) async fn act_within<T, F>(&self, limit: Duration, act: F) -> Result<T, Refusal>
     where
         T: Send + 'static,
         F: FnOnce(&dyn MachineControl) -> Result<T, ControlError> + Send + 'static,
@@ -122,9 +116,7 @@ pub(super) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(vm_symbols))
         .routes(routes!(vm_modules))
         .routes(routes!(vm_text_check))
-        .routes(routes!(patch_apply))
-        .routes(routes!(patch_rollback))
-        .routes(routes!(patch_list))
+        .merge(patches::described())
         .routes(routes!(openapi_json))
 }
 
@@ -144,7 +136,7 @@ pub(super) fn router(api: Api) -> Router {
 /// Lets requests through that have no body, or the one that they should have.
 async fn with_its_body(request: Request, next: Next) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let takes_one = parts.uri.path() == PATCH_APPLY;
+    let takes_one = parts.uri.path() == patches::APPLY;
     let (most, limit) = if takes_one { (FILE_BYTES, PATCH_LIMIT) } else { (BODY_MAX, BODY_LIMIT) };
     let next_step =
         if takes_one { "send a .lup file as the body" } else { "send the request with an empty body" };
@@ -262,7 +254,7 @@ struct StackChoice {
 ))]
 async fn vm_stacks(
     State(api): State<Api>,
-    Query(StackChoice { verify }): Query<StackChoice>,
+    Asked(StackChoice { verify }): Asked<StackChoice>,
 ) -> Result<Json<StackReport>, Refusal> {
     api.act_within(INSPECT_LIMIT, move |machine| machine.stacks(verify)).await.map(Json)
 }
@@ -295,7 +287,7 @@ struct SymbolFilter {
 ))]
 async fn vm_symbols(
     State(api): State<Api>,
-    Query(SymbolFilter { filter }): Query<SymbolFilter>,
+    Asked(SymbolFilter { filter }): Asked<SymbolFilter>,
 ) -> Result<Json<SymbolReport>, Refusal> {
     api.act_within(INSPECT_LIMIT, move |machine| machine.symbols(filter.as_deref())).await.map(Json)
 }
@@ -317,7 +309,7 @@ struct ModuleChoice {
 ))]
 async fn vm_modules(
     State(api): State<Api>,
-    Query(ModuleChoice { name }): Query<ModuleChoice>,
+    Asked(ModuleChoice { name }): Asked<ModuleChoice>,
 ) -> Result<Json<ModuleReport>, Refusal> {
     api.act_within(INSPECT_LIMIT, move |machine| machine.modules(name.as_deref())).await.map(Json)
 }
@@ -331,95 +323,6 @@ async fn vm_modules(
 ))]
 async fn vm_text_check(State(api): State<Api>) -> Result<Json<TextReport>, Refusal> {
     api.act_within(INSPECT_LIMIT, |machine| machine.text_check()).await.map(Json)
-}
-
-/// How a patch is applied.
-#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-struct ApplyChoice {
-    /// Whether a patch is taken that nobody has signed whose key the VMM trusts.
-    #[serde(default)]
-    unsigned: bool,
-    /// For how many seconds it may be tried, 1 to 3600; 60 without it. Longer than that, nothing is changed.
-    limit: Option<u64>,
-}
-
-fn deadline(seconds: Option<u64>) -> Result<Deadline, Refusal> {
-    let Some(seconds) = seconds else { return Ok(Deadline::USUAL) };
-    Deadline::seconds(seconds).ok_or_else(|| {
-        let message = format!("a limit of {seconds} s is none");
-        let next_step = "give 1 to 3600 seconds";
-        Refusal::new(StatusCode::BAD_REQUEST, "bad_limit", message, next_step)
-    })
-}
-
-/// Apply a patch to the kernel of the running guest
-///
-/// The body is a `.lup` file. It is checked before the answer; the rest goes on after it, and `patch.list` tells how.
-#[utoipa::path(put, path = "/api/v1/patch.apply", tag = "patch", params(ApplyChoice),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses(
-    (status = 202, body = PatchInfo),
-    (status = 409, description = "The machine or the patch is not in a state for it", body = ApiError),
-    (status = 422, description = "The patch is not taken", body = ApiError),
-))]
-async fn patch_apply(
-    State(api): State<Api>,
-    Query(ApplyChoice { unsigned, limit }): Query<ApplyChoice>,
-    file: Bytes,
-) -> Result<(StatusCode, Json<PatchInfo>), Refusal> {
-    let limit = deadline(limit)?;
-    let info = api.act_within(INSPECT_LIMIT, move |machine| machine.apply(&file, unsigned, limit)).await?;
-    Ok((StatusCode::ACCEPTED, Json(info)))
-}
-
-/// Which patch is rolled back.
-#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-struct RollBackChoice {
-    /// Its number.
-    id: u32,
-    /// For how many seconds it may be tried, 1 to 3600; 60 without it. Longer than that, it stays applied.
-    limit: Option<u64>,
-}
-
-/// Roll a patch back
-///
-/// `patch.list` tells how it goes on. One that is not applied yet is taken back.
-#[utoipa::path(put, path = "/api/v1/patch.rollback", tag = "patch", params(RollBackChoice), responses(
-    (status = 202, body = PatchInfo),
-    (status = 404, description = "There is no such patch", body = ApiError),
-    (status = 409, description = "It is not applied", body = ApiError),
-))]
-async fn patch_rollback(
-    State(api): State<Api>,
-    Query(RollBackChoice { id, limit }): Query<RollBackChoice>,
-) -> Result<(StatusCode, Json<PatchInfo>), Refusal> {
-    let limit = deadline(limit)?;
-    let info = api.act_within(INSPECT_LIMIT, move |machine| machine.roll_back(id, limit)).await?;
-    Ok((StatusCode::ACCEPTED, Json(info)))
-}
-
-/// Whether a change is waited for.
-#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-struct ListChoice {
-    /// The revision that is known: the answer comes with the next one, or after 15 s.
-    after: Option<u64>,
-}
-
-/// Every patch: what it is doing, and who is in the way
-#[utoipa::path(get, path = "/api/v1/patch.list", tag = "patch", params(ListChoice), responses(
-    (status = 200, body = PatchList),
-))]
-async fn patch_list(
-    State(api): State<Api>,
-    Query(ListChoice { after }): Query<ListChoice>,
-) -> Result<Json<PatchList>, Refusal> {
-    let Some(after) = after else { return api.look(|machine| machine.patches()).await.map(Json) };
-    let mut changes = api.machine.board().changes();
-    // Without a change in time what is known is the answer, and if nobody is left to change anything, too.
-    let _ = timeout(CHANGE_LIMIT, changes.wait_for(|revision| *revision > after)).await;
-    Ok(Json(api.machine.board().list()))
 }
 
 /// This description

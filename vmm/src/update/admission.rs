@@ -61,9 +61,9 @@ impl Admitted {
             admit(model.image(), manifest, container.module()).map_err(|error| not_admitted(&error))?;
         Ok(Self {
             patch: admitted,
-            module: manifest.module.name.to_string(),
+            module: manifest.module.name.clone(),
             summary: manifest.summary.clone(),
-            fixes: manifest.fixes.iter().map(ToString::to_string).collect(),
+            fixes: manifest.fixes.clone(),
             functions: manifest.functions.iter().map(function).collect(),
             consistency: match manifest.policy.consistency {
                 Consistency::Coexist => "coexist",

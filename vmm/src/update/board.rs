@@ -49,7 +49,7 @@ impl Board {
     }
 
     /// Writes what is new.
-    pub(super) fn show(&self, agent: Option<AgentInfo>, taint: Option<u64>, patches: Vec<PatchInfo>) {
+    pub fn show(&self, agent: Option<AgentInfo>, taint: Option<u64>, patches: Vec<PatchInfo>) {
         let mut shown = self.lock();
         let revision = shown.list.revision + 1;
         *shown = Shown { list: PatchList { revision, agent, taint, patches }, at: Instant::now() };

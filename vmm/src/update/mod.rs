@@ -8,7 +8,9 @@
 //! | `admission.rs` | a patch's file, and whether it may be applied at all |
 //! | `keys.rs` | the keys whose signatures count |
 //! | `access.rs` | the guest, as the owner gets at it |
-//! | `owner.rs` | the thread that owns all patches, and its events |
+//! | `updates.rs` | the way to the owner, for everybody else |
+//! | `owner.rs` | the thread that owns all patches |
+//! | `steps.rs` | what it does for a patch when that is due |
 //! | `job.rs` | one patch on its way |
 //! | `switch.rs` | one try to apply a patch or to roll it back |
 //! | `drain.rs` | the wait for those who are left in old code |
@@ -21,11 +23,14 @@ mod drain;
 mod job;
 mod keys;
 mod owner;
+mod steps;
 mod switch;
+mod updates;
 
 pub use access::Access;
 pub use admission::Admitted;
 pub use board::Board;
 pub use keys::{KeyFileError, read_keys};
-pub use owner::{Owner, Updates};
+pub use owner::Owner;
 pub use switch::Deadline;
+pub use updates::{Inbox, Updates};

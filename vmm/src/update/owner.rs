@@ -2,175 +2,43 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use lucos_abi::Hello;
-use lucos_lup::PublicKey;
 use update_server::addr::Gva;
 use update_server::kernel::generation::Generation;
-use update_server::phases::drain::Draining;
 use update_server::server::{PatchId, UpdateServer};
 
 use super::access::{Access, generation};
 use super::admission::{Admitted, Origin};
-use super::board::Board;
-use super::drain::{self, Left};
-use super::job::{Job, Looks, Step, Tries};
-use super::switch::{self, Deadline, Direction, Tried};
-use crate::agent::{AgentEvents, AgentLink, Answer, AskError, Order, Outcome};
+use super::job::{Job, Step, Tries};
+use super::switch::Deadline;
+use super::updates::{Event, Inbox};
+use crate::agent::{AgentLink, Answer, AskError, Order, Outcome};
 use crate::control::ControlError;
 use crate::control::model::{AgentInfo, PatchInfo, PatchState};
 
+/// Why a patch is gone.
+pub(super) const ANOTHER_KERNEL: &str = "the guest has started another kernel";
 /// For how long the kernel may be none that is known before it counts as gone: it may be about to bring a processor up or down.
 const UNKNOWN_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks at it then.
 const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
-/// How long a request of the control API may wait for the owner, who may be in the middle of something.
-const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 /// Times that the agent is asked for the same: each time it has ended before it has answered.
 const ASKED_MAX: u32 = 3;
 /// `EEXIST` (include/uapi/asm-generic/errno-base.h): there is a module of that name.
 const EEXIST: u32 = 17;
 
-type Reply = SyncSender<Result<PatchInfo, ControlError>>;
-
-/// What others tell the owner.
-enum Event {
-    Apply {
-        admitted: Box<Admitted>,
-        limit: Deadline,
-        reply: Reply,
-    },
-    RollBack {
-        id: u32,
-        limit: Deadline,
-        reply: Reply,
-    },
-    /// The agent's side has something new.
-    Agent,
-    /// Whether the kernel still runs that patches were applied to.
-    Check(SyncSender<()>),
-    /// The machine was reset.
-    Reset,
-    Quit,
-}
-
-/// The way to the owner, for everybody.
-#[derive(Debug, Clone)]
-pub struct Updates {
-    sender: Sender<Event>,
-    board: Arc<Board>,
-    keys: Arc<[PublicKey]>,
-    /// Whether [`Event::Agent`] is on its way, so that a guest cannot fill the queue.
-    told: Arc<AtomicBool>,
-}
-
-impl Updates {
-    /// A way to an owner who has not begun yet. Signatures of `keys` count.
-    pub fn new(keys: Vec<PublicKey>) -> (Self, Inbox) {
-        let (sender, receiver) = channel();
-        let told = Arc::new(AtomicBool::new(false));
-        let updates = Self { sender, board: Arc::default(), keys: keys.into(), told };
-        let inbox = Inbox { receiver, updates: updates.clone() };
-        (updates, inbox)
-    }
-
-    /// What everybody may read.
-    pub fn board(&self) -> &Arc<Board> {
-        &self.board
-    }
-
-    /// Takes a patch of the operator's; `unsigned` says that it needs no signature.
-    pub(crate) fn apply(
-        &self,
-        file: &[u8],
-        unsigned: bool,
-        limit: Deadline,
-        access: &dyn Access,
-    ) -> Result<PatchInfo, ControlError> {
-        let admitted = self.admit(file, unsigned, Origin::Operator, access)?;
-        self.ask(|reply| Event::Apply { admitted: Box::new(admitted), limit, reply })
-    }
-
-    /// Rolls a patch back.
-    pub(crate) fn roll_back(&self, id: u32, limit: Deadline) -> Result<PatchInfo, ControlError> {
-        self.ask(|reply| Event::RollBack { id, limit, reply })
-    }
-
-    /// Makes sure that what is on the board is of the kernel that runs.
-    pub(crate) fn check(&self) {
-        if self.board.list().patches.iter().all(|patch| !patch.state.is_applied()) {
-            return;
-        }
-        let (reply, done) = sync_channel(1);
-        if self.sender.send(Event::Check(reply)).is_ok() {
-            // Whoever waits is told what is known, in any case.
-            let _ = done.recv_timeout(REQUEST_LIMIT);
-        }
-    }
-
-    /// The machine was reset.
-    pub(crate) fn reset(&self) {
-        self.send(Event::Reset);
-    }
-
-    /// The machine is at its end.
-    pub(crate) fn quit(&self) {
-        self.send(Event::Quit);
-    }
-
-    fn admit(
-        &self,
-        file: &[u8],
-        unsigned: bool,
-        origin: Origin,
-        access: &dyn Access,
-    ) -> Result<Admitted, ControlError> {
-        let model =
-            access.inspector().model().map_err(|error| ControlError::Host { why: error.to_string() })?;
-        Admitted::read(file, &self.keys, unsigned, origin, &model)
-    }
-
-    fn ask(&self, event: impl FnOnce(Reply) -> Event) -> Result<PatchInfo, ControlError> {
-        let (reply, answer) = sync_channel(1);
-        self.send(event(reply));
-        let slow =
-            || ControlError::Host { why: "the patches' owner does not answer; see the VMM's log".into() };
-        answer.recv_timeout(REQUEST_LIMIT).map_err(|_| slow())?
-    }
-
-    fn send(&self, event: Event) {
-        // Only at the machine's end nobody is there.
-        drop(self.sender.send(event));
-    }
-}
-
-impl AgentEvents for Updates {
-    fn changed(&self) {
-        if !self.told.swap(true, Ordering::AcqRel) {
-            self.send(Event::Agent);
-        }
-    }
-}
-
-/// The owner's end.
-#[derive(Debug)]
-pub struct Inbox {
-    receiver: Receiver<Event>,
-    updates: Updates,
-}
-
 /// Everything that is known of the patches of one machine.
 pub struct Owner {
     inbox: Inbox,
-    access: Arc<dyn Access>,
-    link: Arc<AgentLink>,
-    server: UpdateServer,
-    jobs: BTreeMap<PatchId, Job>,
+    pub(super) access: Arc<dyn Access>,
+    pub(super) link: Arc<AgentLink>,
+    pub(super) server: UpdateServer,
+    pub(super) jobs: BTreeMap<PatchId, Job>,
     /// Where the agent says that modules' sections are.
-    alleged: BTreeMap<PatchId, BTreeMap<String, Gva>>,
+    pub(super) alleged: BTreeMap<PatchId, BTreeMap<String, Gva>>,
     /// How often it was asked for each.
     asked: BTreeMap<PatchId, u32>,
     hello: Option<Hello>,
@@ -236,7 +104,7 @@ impl Owner {
                 drop(reply.send(answer));
             }
             Event::Agent => {
-                self.inbox.updates.told.store(false, Ordering::Release);
+                self.inbox.updates.heard();
                 self.hear_agent();
                 self.publish();
             }
@@ -357,7 +225,7 @@ impl Owner {
             let admitted = updates.admit(&submission.bytes, false, Origin::Guest, &*self.access);
             match admitted.and_then(|admitted| self.apply(admitted, Deadline::USUAL)) {
                 Ok(info) => {
-                    tracing::info!(patch = info.id, name = submission.name, "a patch came from the guest")
+                    tracing::info!(patch = info.id, name = submission.name, "a patch came from the guest");
                 }
                 Err(error) => {
                     tracing::warn!(name = submission.name, "a patch from the guest was refused: {error}");
@@ -427,133 +295,6 @@ impl Owner {
         }
     }
 
-    fn go_on(&mut self, id: PatchId) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        match job.step() {
-            Step::Loading { request, .. } => {
-                self.link.withdraw(request);
-                let limit = job.limit.as_secs();
-                let why = match self.link.hello() {
-                    None => format!(
-                        "no agent has shown itself in the guest within {limit} s; start lucos-agent there"
-                    ),
-                    Some(_) => format!("the guest's agent has not loaded the module within {limit} s"),
-                };
-                job.go(Step::Failed, Some(why));
-            }
-            Step::Applying(tries) => self.try_to_apply(id, tries),
-            Step::RollingBack(tries) => self.try_to_roll_back(id, tries),
-            Step::Draining(looks) | Step::Leaving(looks) => self.look(id, looks),
-            Step::Closed | Step::Resident | Step::Failed | Step::Gone => {}
-        }
-    }
-
-    fn try_to_apply(&mut self, id: PatchId, tries: Tries) {
-        let nothing = BTreeMap::new();
-        let alleged = self.alleged.get(&id).unwrap_or(&nothing);
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        let direction = Direction::Apply(&job.admitted.module);
-        let (tried, paused_us) =
-            switch::attempt(&*self.access, &mut self.server, id, &job.generation, direction, alleged);
-        job.attempts += 1;
-        match tried {
-            Tried::Done { presence, census } => {
-                tracing::info!(patch = id.0, name = job.name(), paused_us, "a patch is applied");
-                job.paused_us = paused_us;
-                let shown = drain::shown(&*self.access, &job.generation, &census, &presence.holders);
-                let draining = Draining::of(presence);
-                let over = draining.is_over();
-                job.go(if over { Step::Closed } else { Step::Draining(Looks::begin()) }, None);
-                if !over {
-                    job.show_holders(draining, shown.unwrap_or_default());
-                }
-            }
-            Tried::NotNow(why) => match tries.next() {
-                Some(next) => job.go(Step::Applying(next), Some(why)),
-                None => {
-                    let why = format!(
-                        "not applied within {} s, and nothing was changed: {why}",
-                        job.limit.as_secs()
-                    );
-                    job.go(Step::Failed, Some(why));
-                }
-            },
-            Tried::Refused(why) => job.go(Step::Failed, Some(why)),
-            Tried::Gone => self.gone("the guest has started another kernel"),
-        }
-    }
-
-    fn try_to_roll_back(&mut self, id: PatchId, tries: Tries) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        let (tried, paused_us) = switch::attempt(
-            &*self.access,
-            &mut self.server,
-            id,
-            &job.generation,
-            Direction::RollBack,
-            &BTreeMap::new(),
-        );
-        job.attempts += 1;
-        match tried {
-            Tried::Done { presence, census } => {
-                tracing::info!(patch = id.0, name = job.name(), paused_us, "a patch is rolled back");
-                job.paused_us = paused_us;
-                let shown = drain::shown(&*self.access, &job.generation, &census, &presence.holders);
-                let draining = Draining::of(presence);
-                let over = draining.is_over();
-                job.go(if over { Step::Resident } else { Step::Leaving(Looks::begin()) }, None);
-                if !over {
-                    job.show_holders(draining, shown.unwrap_or_default());
-                }
-            }
-            Tried::NotNow(why) => match tries.next() {
-                Some(next) => job.go(Step::RollingBack(next), Some(why)),
-                None => {
-                    let why =
-                        format!("not rolled back within {} s, and still applied: {why}", job.limit.as_secs());
-                    // Whether somebody is left in the old code is looked at again.
-                    job.go(Step::Draining(Looks::begin()), Some(why));
-                }
-            },
-            Tried::Refused(why) => {
-                job.go(
-                    Step::Draining(Looks::begin()),
-                    Some(format!("not rolled back, and still applied: {why}")),
-                );
-            }
-            Tried::Gone => self.gone("the guest has started another kernel"),
-        }
-    }
-
-    fn look(&mut self, id: PatchId, looks: Looks) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        let why = job.why.clone();
-        let step = |looks| match job.state() {
-            PatchState::Leaving => Step::Leaving(looks),
-            _ => Step::Draining(looks),
-        };
-        let left = drain::look(&*self.access, &self.server, id, &job.generation, &job.draining);
-        match left {
-            Ok(Left::Same) => job.go(step(looks.next(false)), why),
-            Ok(Left::These(draining, _)) if draining.is_over() => {
-                let end = if job.state() == PatchState::Leaving { Step::Resident } else { Step::Closed };
-                job.go(end, why);
-            }
-            Ok(Left::These(draining, shown)) => {
-                let news = draining.holders().len() != job.draining.holders().len();
-                let next = step(looks.next(news));
-                job.go(next, why);
-                job.show_holders(draining, shown);
-            }
-            Ok(Left::Gone) => self.gone("the guest has started another kernel"),
-            Err(error) => {
-                let next = step(looks.next(false));
-                tracing::debug!("who is left in old code could not be looked at: {error}");
-                job.go(next, why);
-            }
-        }
-    }
-
     /// Whether the kernel still runs that patches are in.
     fn check(&mut self) {
         if !self.jobs.values().any(Job::is_in_guest) {
@@ -583,13 +324,13 @@ impl Owner {
 
     fn compare(&mut self, found: &Generation) {
         if self.jobs.values().any(|job| job.is_in_guest() && job.generation != *found) {
-            self.gone("the guest has started another kernel");
+            self.gone(ANOTHER_KERNEL);
             self.publish();
         }
     }
 
     /// The kernel that all was done in is gone.
-    fn gone(&mut self, why: &str) {
+    pub(super) fn gone(&mut self, why: &str) {
         self.server.kernel_is_gone();
         self.alleged.clear();
         self.asked.clear();
@@ -624,7 +365,7 @@ impl Owner {
         });
         let patches: Vec<PatchInfo> = self.jobs.values().map(Job::info).collect();
         self.link.set_status(for_the_guest(&patches));
-        self.inbox.updates.board.show(agent, self.taint, patches);
+        self.inbox.updates.board().show(agent, self.taint, patches);
     }
 }
 

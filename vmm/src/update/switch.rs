@@ -19,7 +19,7 @@ pub struct Deadline(Duration);
 
 impl Deadline {
     /// As long as nobody says otherwise.
-    pub const USUAL: Self = Self(Duration::from_secs(60));
+    pub const USUAL: Self = Self(Duration::from_mins(1));
     /// The longest, in seconds. Each try stops the guest for a moment.
     pub const SECONDS_MAX: u64 = 3600;
 

@@ -208,7 +208,7 @@ impl MachineControl for Scripted {
     }
 }
 
-fn patch(id: u32, name: String, state: PatchState) -> PatchInfo {
+pub(crate) fn patch(id: u32, name: String, state: PatchState) -> PatchInfo {
     PatchInfo {
         id,
         name,

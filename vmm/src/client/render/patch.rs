@@ -24,19 +24,24 @@ pub(in crate::client) fn progress(patch: &PatchInfo) -> String {
 }
 
 fn state(patch: &PatchInfo) -> String {
-    let threads = match (patch.holders.len(), patch.doubts.len()) {
-        (0, doubts) => format!("{doubts} stacks not proven"),
-        (1, 0) => "1 thread".to_owned(),
-        (threads, 0) => format!("{threads} threads"),
-        (threads, doubts) => format!("{threads} threads, {doubts} stacks not proven"),
+    let left = |code: &str| {
+        let threads = match patch.holders.len() {
+            0 => String::new(),
+            1 => format!(", 1 thread in {code} code"),
+            threads => format!(", {threads} threads in {code} code"),
+        };
+        match patch.doubts.len() {
+            0 => threads,
+            doubts => format!("{threads}, {doubts} stacks not proven"),
+        }
     };
     match patch.state {
         PatchState::Loading => "its module is being loaded".to_owned(),
         PatchState::Applying => "about to be applied".to_owned(),
-        PatchState::Draining => format!("closed for new calls, {threads} in old code"),
+        PatchState::Draining => format!("closed for new calls{}", left("old")),
         PatchState::Closed => "closed".to_owned(),
         PatchState::RollingBack => "about to be rolled back".to_owned(),
-        PatchState::Leaving => format!("rolled back for new calls, {threads} in new code"),
+        PatchState::Leaving => format!("rolled back for new calls{}", left("new")),
         PatchState::Resident => "rolled back; its module stays resident".to_owned(),
         PatchState::Failed => "not applied".to_owned(),
         PatchState::Gone => "gone".to_owned(),

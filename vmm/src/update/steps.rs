@@ -1,0 +1,117 @@
+//! What is done for a patch when it is due.
+
+use std::collections::BTreeMap;
+
+use update_server::phases::drain::Draining;
+use update_server::server::PatchId;
+
+use super::drain::{self, Left};
+use super::job::{Looks, Step, Tries};
+use super::owner::{ANOTHER_KERNEL, Owner};
+use super::switch::{self, Direction, Tried};
+use crate::control::model::PatchState;
+
+impl Owner {
+    /// Goes on with a patch for which something is due.
+    pub(super) fn go_on(&mut self, id: PatchId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        match job.step() {
+            Step::Loading { request, .. } => {
+                self.link.withdraw(request);
+                let limit = job.limit.as_secs();
+                let why = match self.link.hello() {
+                    None => format!(
+                        "no agent has shown itself in the guest within {limit} s; start lucos-agent there"
+                    ),
+                    Some(_) => format!("the guest's agent has not loaded the module within {limit} s"),
+                };
+                job.go(Step::Failed, Some(why));
+            }
+            Step::Applying(tries) | Step::RollingBack(tries) => self.switch(id, tries),
+            Step::Draining(looks) | Step::Leaving(looks) => self.look(id, looks),
+            Step::Closed | Step::Resident | Step::Failed | Step::Gone => {}
+        }
+    }
+
+    /// Tries to apply a patch, or to roll it back.
+    fn switch(&mut self, id: PatchId, tries: Tries) {
+        let nothing = BTreeMap::new();
+        let alleged = self.alleged.get(&id).unwrap_or(&nothing);
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let applying = job.state() == PatchState::Applying;
+        let direction = if applying { Direction::Apply(&job.admitted.module) } else { Direction::RollBack };
+        let (outcome, paused_us) =
+            switch::attempt(&*self.access, &mut self.server, id, &job.generation, direction, alleged);
+        job.attempts += 1;
+        // What it was before it was tried. Whether somebody is left in old code is looked at again.
+        let unchanged = |why| {
+            if applying {
+                return (Step::Failed, Some(format!("not applied, and nothing was changed: {why}")));
+            }
+            (Step::Draining(Looks::begin()), Some(format!("not rolled back, and still applied: {why}")))
+        };
+        match outcome {
+            Tried::Done { presence, census } => {
+                tracing::info!(
+                    patch = id.0,
+                    name = job.name(),
+                    applying,
+                    paused_us,
+                    "functions are switched"
+                );
+                job.paused_us = paused_us;
+                let shown = drain::shown(&*self.access, &job.generation, &census, &presence.holders);
+                let draining = Draining::of(presence);
+                let step = match (applying, draining.is_over()) {
+                    (true, true) => Step::Closed,
+                    (true, false) => Step::Draining(Looks::begin()),
+                    (false, true) => Step::Resident,
+                    (false, false) => Step::Leaving(Looks::begin()),
+                };
+                let over = draining.is_over();
+                job.go(step, None);
+                if !over {
+                    job.show_holders(draining, shown.unwrap_or_default());
+                }
+            }
+            Tried::NotNow(why) => {
+                let (step, why) = match tries.next() {
+                    Some(next) if applying => (Step::Applying(next), Some(why)),
+                    Some(next) => (Step::RollingBack(next), Some(why)),
+                    None => unchanged(format!("not within {} s: {why}", job.limit.as_secs())),
+                };
+                job.go(step, why);
+            }
+            Tried::Refused(why) => {
+                let (step, why) = unchanged(why);
+                job.go(step, why);
+            }
+            Tried::Gone => self.gone(ANOTHER_KERNEL),
+        }
+    }
+
+    /// Looks at who is left in code that is on its way out.
+    fn look(&mut self, id: PatchId, looks: Looks) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let why = job.why.clone();
+        let leaving = job.state() == PatchState::Leaving;
+        let again =
+            |news| if leaving { Step::Leaving(looks.next(news)) } else { Step::Draining(looks.next(news)) };
+        match drain::look(&*self.access, &self.server, id, &job.generation, &job.draining) {
+            Ok(Left::Same) => job.go(again(false), why),
+            Ok(Left::These(draining, _)) if draining.is_over() => {
+                job.go(if leaving { Step::Resident } else { Step::Closed }, why);
+            }
+            Ok(Left::These(draining, shown)) => {
+                let news = draining.holders().len() != job.draining.holders().len();
+                job.go(again(news), why);
+                job.show_holders(draining, shown);
+            }
+            Ok(Left::Gone) => self.gone(ANOTHER_KERNEL),
+            Err(error) => {
+                tracing::debug!("who is left in old code could not be looked at: {error}");
+                job.go(again(false), why);
+            }
+        }
+    }
+}
