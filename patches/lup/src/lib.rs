@@ -8,7 +8,7 @@
 //! | [`container`] | the file: its header, parts and signature |
 //! | [`signature`] | signatures and public keys, those of minisign |
 //! | [`manifest`] | what a patch changes, for which kernels, and how it is applied |
-//! | [`module`] | the kernel module with the new code |
+//! | [`module`] | the kernel module with the new code, and stock modules that it replaces functions of |
 //! | [`patch`] | manifest and module, which fit each other |
 //! | [`limits`] | every bound on a patch, with its reason |
 //!

@@ -5,7 +5,7 @@ mod small_module;
 
 use lucos_lup::Manifest;
 use lucos_lup::limits::{MODULE_BYTES, SECTIONS as SECTION_LIMIT};
-use lucos_lup::module::{Module, ModuleError};
+use lucos_lup::module::{Module, ModuleError, StockModule};
 use small_module::{
     BSS, HEADER, MODINFO, RELA, RELEASE, SECTION, SECTIONS, SHSTRTAB, STRTAB, SYMTAB, SmallModule, TEXT,
     THIS_MODULE, field, manifest,
@@ -222,4 +222,62 @@ fn whatever_the_bytes_are_it_ends() {
             }
         }
     }
+}
+
+#[test]
+fn a_stock_modules_function_has_holes_where_loading_fills_it_in() {
+    let small = small();
+    let stock = StockModule::read(&small.file).unwrap();
+    assert_eq!((stock.name(), stock.release()), ("lup_ipc", RELEASE));
+    // What is undefined is not its own; by address, code comes before data.
+    let symbols: Vec<_> = stock.symbols().collect();
+    assert_eq!(symbols, [("lucos_ipc_addid", true), ("__this_module", true), ("lucos_counter", true)]);
+    let original = stock.function("lucos_ipc_addid", 0).unwrap();
+    assert_eq!(original.code.as_bytes(), &[&[0x90; 14][..], &[0xc3, 0xcc]].concat()[..]);
+    assert_eq!(original.holes, [(1, 4).into()]);
+    assert_eq!(stock.function("lucos_ipc_addid", 1).unwrap(), original);
+    for (name, position) in
+        [("lucos_ipc_addid", 2), ("lucos_ipc_addid", u32::MAX), ("lucos_counter", 0), ("ipc_mni", 0)]
+    {
+        let error = stock.function(name, position).unwrap_err();
+        assert!(matches!(error, ModuleError::NoFunction { .. }), "{name}: {error}");
+    }
+}
+
+#[test]
+fn holes_reach_no_further_than_the_function() {
+    let small = small();
+    let relocation = small.section(RELA, field::OFFSET);
+    let at = usize::try_from(u64::from_le_bytes(small.file[relocation..relocation + 8].try_into().unwrap()))
+        .unwrap();
+    for (offset, kind, holes) in [
+        (14, 4, vec![(14, 2)]), // PLT32 that reaches out of it
+        (10, 1, vec![(10, 6)]), // 64
+        (12, 0, vec![]),        // NONE
+        (16, 4, vec![]),        // behind it
+        (u64::MAX, 4, vec![]),  // nowhere
+    ] {
+        let moved = small.with(at, &u64::to_le_bytes(offset));
+        let file = [&moved[..at + 8], &u32::to_le_bytes(kind), &moved[at + 12..]].concat();
+        let original = StockModule::read(&file).unwrap().function("lucos_ipc_addid", 0).unwrap();
+        let found: Vec<_> = original.holes.iter().map(|hole| (hole.offset, hole.len)).collect();
+        assert_eq!(found, holes, "{offset:#x}");
+    }
+    let odd = small.with(at + 8, &99_u32.to_le_bytes());
+    let error = StockModule::read(&odd).unwrap().function("lucos_ipc_addid", 0).unwrap_err();
+    assert!(error.to_string().contains("+0x1 of the module has a relocation of type 99"), "{error}");
+}
+
+#[test]
+fn one_of_several_functions_is_told_by_its_position() {
+    let small = small();
+    // The counter becomes a second function of that name, 8 bytes long, 4 bytes behind the first.
+    let mut entry = small.file[small.symbol(2)..small.symbol(3)].to_vec();
+    entry[8..16].copy_from_slice(&4_u64.to_le_bytes());
+    entry[16..24].copy_from_slice(&8_u64.to_le_bytes());
+    let file = small.with(small.symbol(3), &entry);
+    let stock = StockModule::read(&file).unwrap();
+    assert!(stock.function("lucos_ipc_addid", 0).is_err());
+    let len = |position| stock.function("lucos_ipc_addid", position).unwrap().code.as_bytes().len();
+    assert_eq!((len(1), len(2)), (16, 8));
 }

@@ -2,8 +2,9 @@
 
 use object::LittleEndian as LE;
 use object::elf::{
-    EM_X86_64, ET_REL, FileHeader64, SHF_ALLOC, SHF_EXECINSTR, SHN_ABS, SHN_LORESERVE, SHN_UNDEF, SHT_NOBITS,
-    SHT_NULL, SHT_REL, SHT_RELA, SHT_SYMTAB, STT_FUNC, SectionHeader64, Sym64,
+    EM_X86_64, ET_REL, FileHeader64, Rela64, SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHN_ABS, SHN_LORESERVE,
+    SHN_UNDEF, SHT_NOBITS, SHT_NULL, SHT_REL, SHT_RELA, SHT_SYMTAB, STB_LOCAL, STT_FUNC, SectionHeader64,
+    Sym64,
 };
 use object::read::elf::{FileHeader, SectionHeader, Sym};
 
@@ -37,6 +38,21 @@ impl Symbol<'_> {
     /// Whether somebody else has to define it.
     pub(super) fn is_undefined(&self) -> bool {
         self.entry.st_shndx(LE) == SHN_UNDEF
+    }
+
+    /// Whether other files of the kernel can refer to it.
+    pub(super) fn is_global(&self) -> bool {
+        self.entry.st_bind() != STB_LOCAL
+    }
+
+    /// Its section's place in the table of sections, if it is in one.
+    pub(super) fn section(&self) -> usize {
+        usize::from(self.entry.st_shndx(LE).0)
+    }
+
+    /// Bytes from the beginning of its section.
+    pub(super) fn value(&self) -> u64 {
+        self.entry.st_value(LE)
     }
 
     /// Whether it is one of those that stand for sections.
@@ -96,13 +112,39 @@ impl<'a> Elf<'a> {
 
     /// Bytes of a function that `symbol` stands for.
     pub(super) fn function_size(&self, symbol: Symbol<'_>) -> Option<u64> {
-        let section = self.sections.get(usize::from(symbol.entry.st_shndx(LE).0))?.header;
+        let section = self.sections.get(symbol.section())?.header;
         let flags = section.sh_flags(LE);
         let is_code =
             flags.contains(SHF_ALLOC) && flags.contains(SHF_EXECINSTR) && section.sh_type(LE) != SHT_NOBITS;
         let (start, size) = (symbol.entry.st_value(LE), symbol.entry.st_size(LE));
         let fits = start.checked_add(size).is_some_and(|end| end <= section.sh_size(LE));
         (symbol.entry.st_type() == STT_FUNC && is_code && size != 0 && fits).then_some(size)
+    }
+
+    /// Which of the parts of a loaded module a section goes into, in the order of their addresses: code, what is read, what is
+    /// written (`layout_sections`, `kernel/module/main.c`, Linux 6.1). `None` if it is in none, or thrown away after the start.
+    pub(super) fn part(&self, index: usize) -> Option<u8> {
+        let section = self.sections.get(index)?;
+        let flags = section.header.sh_flags(LE);
+        if !flags.contains(SHF_ALLOC) || section.name.starts_with(".init") {
+            return None;
+        }
+        Some(if flags.contains(SHF_EXECINSTR) { 0 } else { 1 + u8::from(flags.contains(SHF_WRITE)) })
+    }
+
+    /// The contents of section number `index`.
+    pub(super) fn contents(&self, index: usize) -> Option<&'a [u8]> {
+        self.sections.get(index)?.header.data(LE, self.file).ok()
+    }
+
+    /// The relocations of section number `index`.
+    pub(super) fn relocations(&self, index: usize) -> impl Iterator<Item = &'a Rela64<LE>> {
+        let is_of = move |header: &SectionHeader64<LE>| {
+            header.sh_type(LE) == SHT_RELA && usize::try_from(header.sh_info(LE)) == Ok(index)
+        };
+        let tables = self.sections.iter().map(|section| section.header).filter(move |header| is_of(header));
+        // Each is in the file, and its entries have their size, or the file would not have been read.
+        tables.flat_map(|header| header.data_as_array::<Rela64<LE>, _>(LE, self.file).unwrap_or_default())
     }
 
     fn check_sections(&self) -> Result<(), ModuleError> {

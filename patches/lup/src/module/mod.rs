@@ -4,6 +4,7 @@
 //! guest is bothered with a file that its kernel must refuse, and so that whoever links the module may rely on its tables.
 
 mod elf;
+mod stock;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,6 +12,8 @@ use std::collections::hash_map::Entry;
 use crate::limits::{MODULE_BYTES, MODULE_NAME_CHARS};
 use crate::manifest::Manifest;
 use elf::{Elf, Symbol};
+
+pub use stock::{Original, StockModule};
 
 /// The section that has the kernel's record of the module.
 const THIS_MODULE: &str = ".gnu.linkonce.this_module";
@@ -97,6 +100,30 @@ pub enum ModuleError {
         found: String,
         /// The manifest's.
         wanted: String,
+    },
+    /// It is a module of the kernel's, and lacks a function.
+    #[error(
+        "the module {module} has no function {name} number {position} that stays; get the one of this kernel"
+    )]
+    NoFunction {
+        /// The module.
+        module: String,
+        /// The function.
+        name: String,
+        /// Which of several, as in a manifest.
+        position: u32,
+    },
+    /// A function of it is changed in a way that is not known here.
+    #[error(
+        "{name}+{offset:#x} of the module has a relocation of type {kind}, which no module has; get the whole file"
+    )]
+    Relocation {
+        /// The function.
+        name: String,
+        /// Where in it.
+        offset: u64,
+        /// `r_type` (`arch/x86/include/asm/elf.h`, Linux 6.1).
+        kind: u32,
     },
     /// A symbol of the manifest is not there, or is something else.
     #[error("{field} of the manifest is {name:?}, which the module {why}")]
