@@ -14,7 +14,7 @@ use crate::progress::Step;
 pub enum Group {
     /// Fetching kernels and building guest images.
     Images,
-    /// Building modules for guest kernels.
+    /// Building modules for guest kernels, and patches of their source.
     Modules,
     /// Building libFuzzer.
     Fuzz,
@@ -51,9 +51,10 @@ const IMAGES: [Requirement; 6] = [
 const IMAGES_UNPRIVILEGED: [Requirement; 2] =
     [requirement("fakeroot", "fakeroot"), requirement("uidmap", "newuidmap")];
 
-const MODULES: [Requirement; 3] = [
+const MODULES: [Requirement; 4] = [
     requirement("gcc", "gcc"),
     requirement("make", "make"),
+    requirement("patch", "patch"),
     // The kernel's objtool is linked to libelf. The package of that has two names, this one needs the right one.
     requirement("elfutils", "eu-readelf"),
 ];
