@@ -10,6 +10,7 @@ use crate::exit::{ExitStatus, Failure};
 use crate::files;
 use crate::inspect::{self, Inspect};
 use crate::keygen::{self, Keygen};
+use crate::make::{self, Make};
 use crate::pack::{self, Pack};
 use crate::sign::{self, Sign};
 use crate::verify::{self, Verify};
@@ -25,6 +26,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    // As large as all others together.
+    Make(Box<Make>),
     Pack(Pack),
     Inspect(Inspect),
     Keygen(Keygen),
@@ -40,7 +43,10 @@ enum Command {
 fn help_end() -> String {
     let mut text = "\
 Examples:
-  Make a patch, sign it, and see whether a host that trusts me.pub would take it:
+  Make a patch of a fix of the kernel's source:
+      lucos-patch make --kernel vmlinuz --headers linux-headers-6.1.0-47-amd64 --source linux-source-6.1 \\
+          --patch fix.patch --name fix --summary 'ipc: no ids beyond the limit' --consistency quiescent
+  Make a patch of a module, sign it, and see whether a host that trusts me.pub would take it:
       lucos-patch pack fix.toml fix.ko --output fix.lup
       lucos-patch keygen me
       lucos-patch sign --key me.key fix.lup
@@ -61,6 +67,7 @@ Exit codes:"
 pub fn main() -> ExitCode {
     // clap answers --help and --version and refuses what it cannot read, with `ExitStatus::Usage`.
     let done = match Cli::parse().command {
+        Command::Make(make) => make::run(&make),
         Command::Pack(pack) => pack::run(&pack),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Keygen(keygen) => keygen::run(&keygen),

@@ -9,11 +9,11 @@ use std::process::ExitCode;
 pub enum ExitStatus {
     /// What was asked for is done.
     Done,
-    /// This machine could not do it: a file, the terminal, or a bug.
+    /// This machine could not do it: a file, the terminal, a program that is missing, or a bug.
     Failed,
     /// The command line cannot be read; clap's number.
     Usage,
-    /// A patch, a manifest, a module, a key or a signature cannot be used as it is.
+    /// A fix, a patch, a manifest, a module, a key or a signature cannot be used as it is.
     Refused,
     /// No given key has signed the patch as it is.
     NotTrusted,
@@ -23,11 +23,14 @@ impl ExitStatus {
     /// Every code with its meaning, for people.
     pub const TABLE: [(Self, &str); 5] = [
         (Self::Done, "done; for `verify`: the patch is signed by a key that was given"),
-        (Self::Failed, "this machine could not do it: a file, the terminal, or a bug"),
+        (
+            Self::Failed,
+            "this machine could not do it: a file, the terminal, a program that is missing, or a bug",
+        ),
         (Self::Usage, "the command line cannot be read"),
         (
             Self::Refused,
-            "a patch, manifest, module, key or signature was refused; the message says what to change",
+            "a fix, patch, manifest, module, key or signature was refused; the message says what to change",
         ),
         (Self::NotTrusted, "the patch is not signed, or by no key that was given, or was changed since"),
     ];

@@ -1,10 +1,11 @@
 //! `lucos-patch`: makes `.lup` files, shows what is in them, and signs them.
 //!
-//! What a `.lup` file is, the crate `lucos-lup` knows; here are files, keys and the command line. In the order of a patch's
+//! What a `.lup` file is, the crate `lucos-lup` knows, and how the kernel's source becomes a module, `lucos-make`; here are files, keys and the command line. In the order of a patch's
 //! life:
 //!
 //! | module | noun |
 //! |---|---|
+//! | [`make`] | the patch, made of a fix of the kernel's source |
 //! | [`pack`] | the patch, made of a manifest and a module |
 //! | [`keygen`] | a pair of keys |
 //! | [`sign`] | the signature, made here or by minisign |
@@ -19,6 +20,7 @@ pub mod exit;
 mod files;
 pub mod inspect;
 pub mod keygen;
+pub mod make;
 pub mod pack;
 mod secret;
 pub mod sign;

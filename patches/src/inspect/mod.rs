@@ -113,6 +113,13 @@ pub fn run(inspect: &Inspect) -> Result<String, Failure> {
     Ok(text)
 }
 
+/// What is in a `file`, into which `bytes` have been written, for people.
+pub(crate) fn show(file: &Path, bytes: &[u8]) -> Result<String, Failure> {
+    let container = files::container(file, bytes)?;
+    let patch = Patch::read(&container).map_err(|error| files::refused(file, error))?;
+    Ok(render::contents(&Contents::of(&container, patch)))
+}
+
 /// Writes the parts; where. Their names are of plain characters only: the patch would not have been read else.
 fn extract(folder: &Path, container: &Container<'_>, patch: &Patch<'_>) -> Result<Vec<PathBuf>, Failure> {
     let make = std::fs::create_dir_all(folder);
