@@ -1,6 +1,7 @@
 //! One kernel after the other in one guest: reboot, kexec and kdump.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -22,7 +23,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// What each kernel is started with: at the same place each time.
-const CMDLINE: &str = "console=ttyS0 nokaslr";
+pub(super) const CMDLINE: &str = "console=ttyS0 nokaslr";
 
 fn reboot(kernel: &str) -> Result<()> {
     let mut vm = Vm::builder(kernel)?.initrd("tiny.cpio")?.cpus(2).start()?;
@@ -38,10 +39,13 @@ fn reboot(kernel: &str) -> Result<()> {
     vm.power_off()
 }
 
-/// A guest that has `kexec`, its own kernel as `/vmlinuz`, and as `/base.cpio` an initramfs with `kexec` and a shell.
-fn builder(kernel: &str, folder: &tempfile::TempDir) -> Result<Builder> {
+/// A guest that has `kexec`, its own kernel as `/vmlinuz`, and as `/base.cpio` an initramfs with `kexec`, a shell and `more`.
+pub(super) fn builder(kernel: &str, folder: &tempfile::TempDir, more: &[&Path]) -> Result<Builder> {
     let path = |name| folder.path().join(name);
-    let base = Initramfs::planted(path("base.cpio"), kernel)?;
+    let mut base = Initramfs::planted(path("base.cpio"), kernel)?;
+    for archive in more {
+        base = base.archive(archive)?;
+    }
     let all = Initramfs::new(path("all.cpio"))?.archive(base.path())?;
     let all =
         all.file("vmlinuz", &images::image(&format!("vmlinuz-{kernel}"))?)?.file("base.cpio", base.path())?;
@@ -55,7 +59,7 @@ fn builder(kernel: &str, folder: &tempfile::TempDir) -> Result<Builder> {
 /// The same kernel at the same place, twice: nothing tells one from the other but what each has made up.
 fn kexec(kernel: &str) -> Result<()> {
     let folder = images::folder()?;
-    let mut vm = builder(kernel, &folder)?.verbose().start()?;
+    let mut vm = builder(kernel, &folder, &[])?.verbose().start()?;
     vm.shell(BOOT)?;
     let mut last = census(&vm)?;
     for round in 0..2 {
@@ -91,7 +95,7 @@ fn kexec(kernel: &str) -> Result<()> {
 /// A crash kernel in the memory of the one that has crashed, which is otherwise left as it was, with one vCPU still in it.
 fn kdump(kernel: &str) -> Result<()> {
     let folder = images::folder()?;
-    let mut vm = builder(kernel, &folder)?.cmdline("crashkernel=256M").start()?;
+    let mut vm = builder(kernel, &folder, &[])?.cmdline("crashkernel=256M").start()?;
     vm.shell(BOOT)?;
     let first = census(&vm)?;
     ensure!(first.vcpus == BTreeSet::from([0, 1]), "these vCPUs run tasks: {:?}", first.vcpus);

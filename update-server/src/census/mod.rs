@@ -100,7 +100,7 @@ pub struct Effort {
 #[derive(Debug, Clone)]
 pub struct Census {
     /// One for each task that was found.
-    pub stacks: Vec<Stack>,
+    pub stacks: Vec<Arc<Stack>>,
     /// The code that is not the image's.
     pub loaded: Arc<Loaded>,
     /// What was not found that should be there, or found where it should not be.

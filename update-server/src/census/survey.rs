@@ -30,7 +30,7 @@ const ROUNDS: u32 = 4;
 /// One task, as it was last seen.
 #[derive(Debug)]
 struct Entry {
-    stack: Stack,
+    stack: Arc<Stack>,
     /// Whether the stack stays this one as long as the task does not run.
     holds: bool,
     /// The round in which it was found to have run since the one before; 0 if it never was.
@@ -95,7 +95,7 @@ impl Survey {
             };
             let holds = !stack.task.mark().on_cpu && stays(&stack);
             self.effort.walked += 1;
-            self.entries.insert(address, Entry { stack, holds, ran });
+            self.entries.insert(address, Entry { stack: Arc::new(stack), holds, ran });
         }
         Ok(())
     }
@@ -132,7 +132,7 @@ impl Survey {
     pub fn census(&self) -> Census {
         let stacks = self.order.iter().filter_map(|task| self.entries.get(task));
         Census {
-            stacks: stacks.map(|entry| entry.stack.clone()).collect(),
+            stacks: stacks.map(|entry| Arc::clone(&entry.stack)).collect(),
             loaded: Arc::clone(&self.loaded),
             doubts: self.doubts.clone(),
             effort: self.effort,
@@ -178,7 +178,7 @@ impl Survey {
             // It may have run meanwhile, and then this is a mixture of what was and what is.
             let mark = stack.task.mark();
             let holds = !mark.on_cpu && Mark::read(kernel, address)? == mark && stays(&stack);
-            self.entries.insert(address, Entry { stack, holds, ran });
+            self.entries.insert(address, Entry { stack: Arc::new(stack), holds, ran });
         }
         let there: HashSet<Gva> = found.iter().copied().collect();
         self.entries.retain(|task, _| there.contains(task));

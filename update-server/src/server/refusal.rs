@@ -63,6 +63,18 @@ pub enum Refusal {
     Unreadable(#[from] ReadError),
 }
 
+/// Holders that are named; the rest is counted.
+const NAMED: usize = 8;
+
+fn names(holders: &[Holder]) -> String {
+    let name = |holder: &Holder| format!("{} ({}) in {}", holder.task.comm, holder.task.pid, holder.function);
+    let mut names: Vec<String> = holders.iter().take(NAMED).map(name).collect();
+    if holders.len() > NAMED {
+        names.push(format!("and {} more", holders.len() - NAMED));
+    }
+    names.join(", ")
+}
+
 /// Why a patch cannot be applied or rolled back at this moment. Nothing in the guest was changed; a moment later it may work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotNow {
@@ -79,13 +91,7 @@ pub enum NotNow {
         holder: Box<Holder>,
     },
     /// Somebody is inside, and may not finish there.
-    #[error(
-        "{} frames are in the code that is replaced, the first one that of {} ({}) in {}",
-        holders.len(),
-        holders[0].task.comm,
-        holders[0].task.pid,
-        holders[0].function
-    )]
+    #[error("{} frames are in the code that is replaced: {}", holders.len(), names(holders))]
     Inside {
         /// Who; at least one.
         holders: Vec<Holder>,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use update_server::phases::drain::Draining;
+use update_server::phases::stack_check::Presence;
 use update_server::server::PatchId;
 
 use super::drain::{self, Left};
@@ -74,13 +75,20 @@ impl Owner {
                     job.show_holders(draining, shown.unwrap_or_default());
                 }
             }
-            Tried::NotNow(why) => {
+            Tried::NotNow { why, holders, census } => {
                 let (step, why) = match tries.next() {
                     Some(next) if applying => (Step::Applying(next), Some(why)),
                     Some(next) => (Step::RollingBack(next), Some(why)),
                     None => unchanged(format!("not within {} s: {why}", job.limit.as_secs())),
                 };
                 job.go(step, why);
+                if let Some(census) = census
+                    && matches!(step, Step::Applying(_) | Step::RollingBack(_))
+                {
+                    let shown = drain::shown(&*self.access, &job.generation, &census, &holders);
+                    let draining = Draining::of(Presence { holders, doubts: Vec::new() });
+                    job.show_holders(draining, shown.unwrap_or_default());
+                }
             }
             Tried::Refused(why) => {
                 let (step, why) = unchanged(why);

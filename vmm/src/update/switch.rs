@@ -6,8 +6,8 @@ use std::time::Duration;
 use update_server::addr::Gva;
 use update_server::census::Census;
 use update_server::kernel::generation::Generation;
-use update_server::phases::stack_check::Presence;
-use update_server::server::{PatchId, SwitchError, UpdateServer};
+use update_server::phases::stack_check::{Holder, Presence};
+use update_server::server::{NotNow, PatchId, SwitchError, UpdateServer};
 
 use super::access::{Access, looking, pausing};
 use crate::control::ControlError;
@@ -52,8 +52,15 @@ pub(super) enum Tried {
         /// All stacks at that moment.
         census: Census,
     },
-    /// Another time, perhaps; why.
-    NotNow(String),
+    /// Another time, perhaps.
+    NotNow {
+        /// Why.
+        why: String,
+        /// Who is in the way.
+        holders: Vec<Holder>,
+        /// All stacks at that moment.
+        census: Option<Census>,
+    },
     /// Never; why.
     Refused(String),
     /// The kernel is another one.
@@ -72,7 +79,7 @@ pub(super) fn attempt(
     match try_once(access, server, id, expected, direction, alleged) {
         Ok(tried) => tried,
         // The machine starts or ends, or could not be stopped in time.
-        Err(error) => (Tried::NotNow(error.to_string()), 0),
+        Err(error) => (Tried::NotNow { why: error.to_string(), holders: Vec::new(), census: None }, 0),
     }
 }
 
@@ -114,7 +121,15 @@ fn try_once(
         None => Tried::Gone,
         Some(Ok(presence)) => Tried::Done { presence, census },
         Some(Err(error)) => match *error {
-            SwitchError::NotNow(why) => Tried::NotNow(why.to_string()),
+            SwitchError::NotNow(not_now) => Tried::NotNow {
+                why: not_now.to_string(),
+                holders: match not_now {
+                    NotNow::Inside { holders } => holders,
+                    NotNow::Under { holder } => vec![*holder],
+                    _ => Vec::new(),
+                },
+                census: Some(census),
+            },
             SwitchError::Refused(why) => Tried::Refused(why.to_string()),
         },
     };

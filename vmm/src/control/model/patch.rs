@@ -89,7 +89,7 @@ pub struct PatchInfo {
     pub attempts: u32,
     /// For how long the guest stood still when its functions were last switched, in microseconds.
     pub paused_us: u64,
-    /// Who is in code that is on its way out.
+    /// Who is in code that is on its way out, or in the way.
     pub holders: Vec<HolderInfo>,
     /// Stacks of which it is not known whether they are.
     pub doubts: Vec<String>,

@@ -1,0 +1,98 @@
+//! Guests that start another kernel, and agents that end, at any point of a patch's journey.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{AGENT, Bench, patch};
+use crate::cases::generations;
+use crate::deadlines::{BOOT, COMMAND, LONG_COMMAND};
+use crate::images;
+use crate::vm::{Builder, Vm};
+
+/// Applied, and gone with the kernel after `end`; the next kernel is not touched, and can be patched, too.
+fn gone(bench: &mut Bench, end: impl FnOnce(&mut Vm) -> Result<()>) -> Result<()> {
+    let lup = bench.version()?;
+    patch(&bench.apply(&lup, &["--unsigned", "--wait"])?, 0)?;
+    ensure!(bench.is_patched()?, "applied, and no new code runs");
+    end(&mut bench.vm)?;
+    let gone = bench.wait_for(1, "gone", BOOT)?;
+    println!("gone: {}", gone["why"]);
+    let refused = bench.vm.try_lucos("rollback 1")?;
+    ensure!(refused.code == 1 && refused.out.contains("is gone and not applied"), "{refused:?}");
+    bench.begin()?;
+    ensure!(!bench.is_patched()?, "the next kernel was patched");
+    bench.text_is_the_images()?;
+    let next = patch(&bench.apply(&lup, &["--unsigned", "--wait"])?, 0)?;
+    ensure!(next["id"] == 2 && bench.is_patched()?, "{next}");
+    bench.vm.power_off()
+}
+
+pub(super) fn reboot(kind: &'static str) -> Result<()> {
+    gone(&mut Bench::start(kind, 2)?, |vm| vm.type_line("reboot -f"))
+}
+
+fn builder(kind: &str, folder: &tempfile::TempDir) -> Result<Builder> {
+    generations::builder(kind, folder, &[&images::image("agent.cpio")?])
+}
+
+pub(super) fn kexec(kind: &'static str) -> Result<()> {
+    let folder = images::folder()?;
+    let builder = builder(kind, &folder)?;
+    gone(&mut Bench::of(kind, folder, builder)?, |vm| {
+        vm.run_within(&format!("kexec /vmlinuz /base.cpio '{}'", generations::CMDLINE), LONG_COMMAND)?;
+        vm.type_line("kexec -e")
+    })
+}
+
+pub(super) fn kdump(kind: &'static str) -> Result<()> {
+    let folder = images::folder()?;
+    let builder = builder(kind, &folder)?.cmdline("crashkernel=256M");
+    gone(&mut Bench::of(kind, folder, builder)?, |vm| {
+        let load = format!("kexec -p /vmlinuz /base.cpio '{} nr_cpus=1 reset_devices'", generations::CMDLINE);
+        vm.run_within(&load, LONG_COMMAND)?;
+        vm.type_line("echo c > /proc/sysrq-trigger")
+    })
+}
+
+/// Rounds, each of which kills the agent a bit later.
+const ROUNDS: u32 = 12;
+
+/// Whatever the agent was doing: the patch is applied whole, by the next agent, or nothing is changed and that is said.
+pub(super) fn agent_killed(kind: &'static str) -> Result<()> {
+    let mut bench = Bench::start(kind, 2)?;
+    let mut ends = Vec::new();
+    for round in 0..ROUNDS {
+        // Each time under another name, so that nothing is left to be used again but the module.
+        let lup = bench.version()?.with(|manifest| {
+            manifest.name = format!("version-{round}").parse().expect("this is a name");
+        });
+        let applying = bench.begin_to_apply(&lup, &["--unsigned", "--limit", "30"])?;
+        thread::sleep(Duration::from_millis(40) * round);
+        bench.vm.run(&format!("kill -9 $(cat /agent.pid); {AGENT}"))?;
+        let output =
+            applying.join().map_err(|_| anyhow::anyhow!("the thread that applies has panicked"))??;
+        let info: Value = serde_json::from_str(&output.out).with_context(|| format!("{output:?}"))?;
+        let state = info["state"].as_str().context("no state")?.to_owned();
+        let id = info["id"].as_u64().context("no number")?;
+        match output.code {
+            0 => {
+                ensure!(bench.is_patched()?, "{info}, and no new code runs");
+                patch(&bench.vm.try_lucos(&format!("rollback {id} --wait"))?, 0)?;
+            }
+            5 => ensure!(state == "failed" && info["why"].is_string(), "{info}"),
+            _ => anyhow::bail!("{output:?}"),
+        }
+        ensure!(!bench.is_patched()?, "{info}, and new code runs");
+        bench.text_is_the_images()?;
+        ends.push(state);
+    }
+    println!("{ends:?}");
+    ensure!(ends.iter().any(|state| state == "closed"), "no agent has carried on: {ends:?}");
+    let agent = bench.vm.lucos("status")?;
+    ensure!(agent["agent"]["pid"].is_u64(), "{agent}");
+    bench.vm.run_within("sync", COMMAND)?;
+    bench.vm.power_off()
+}

@@ -1,0 +1,127 @@
+//! Live patches of stock kernels: applied, seen to work, rolled back.
+
+mod basic;
+mod gone;
+mod policy;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::deadlines::{BOOT, PATCH};
+use crate::harness::{Test, Tier};
+use crate::images;
+use crate::initramfs::Initramfs;
+use crate::lup::Lup;
+use crate::process::{self, Output};
+use crate::vm::{Builder, Vm};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("patch::applied_and_rolled_back_6_1_cloud", Tier::Gate, || basic::applied("6.1-cloud")),
+    Test::new("patch::applied_and_rolled_back_6_12_cloud", Tier::Full, || basic::applied("6.12-cloud")),
+    Test::new("patch::applied_and_rolled_back_6_1_rt", Tier::Full, || basic::applied("6.1-rt")),
+    Test::new("patch::waits_until_nobody_is_inside", Tier::Gate, || policy::quiescent("6.1-cloud")),
+    Test::new("patch::gone_after_a_reboot", Tier::Gate, || gone::reboot("6.1-cloud")),
+    Test::new("patch::gone_after_a_kexec", Tier::Gate, || gone::kexec("6.1-cloud")),
+    Test::with_alarms("patch::gone_after_a_kdump", Tier::Full, || gone::kdump("6.1-cloud")),
+    Test::new("patch::agent_killed_at_any_point", Tier::Gate, || gone::agent_killed("6.1-cloud")),
+];
+
+/// A guest with an agent, and patches for it.
+struct Bench {
+    vm: Vm,
+    kind: &'static str,
+    folder: tempfile::TempDir,
+}
+
+/// The agent, so that nobody but the test looks at what it says.
+const AGENT: &str = "lucos-agent run > /agent.log 2>&1 & echo $! > /agent.pid";
+
+impl Bench {
+    fn start(kind: &'static str, cpus: u32) -> Result<Self> {
+        let folder = images::folder()?;
+        let initramfs = Initramfs::planted(folder.path().join("initramfs"), kind)?
+            .archive(&images::image("agent.cpio")?)?;
+        let builder = Vm::builder(&format!("vmlinuz-{kind}"))?.initrd_file(initramfs.path()).cpus(cpus);
+        Self::of(kind, folder, builder)
+    }
+
+    fn of(kind: &'static str, folder: tempfile::TempDir, builder: Builder) -> Result<Self> {
+        let mut bench = Self { vm: builder.verbose().start()?, kind, folder };
+        bench.begin()?;
+        Ok(bench)
+    }
+
+    /// Waits for the guest's shell, and starts the agent.
+    fn begin(&mut self) -> Result<()> {
+        self.vm.shell(BOOT)?;
+        self.vm.run(&format!("{AGENT}; dmesg -n 4")).map(drop)
+    }
+
+    /// A patch with which /proc/version says something else.
+    fn version(&self) -> Result<Lup> {
+        Lup::new(self.kind, "version")?.replace("version_proc_show", "lucos_version_proc_show")
+    }
+
+    fn is_patched(&mut self) -> Result<bool> {
+        Ok(self.vm.run("cat /proc/version")?.contains("patched: Linux"))
+    }
+
+    fn apply(&self, lup: &Lup, more: &[&str]) -> Result<Output> {
+        let file = lup.write(self.folder.path())?;
+        self.vm.try_lucos_with("apply", &file, more)
+    }
+
+    /// Does so while the test goes on.
+    fn begin_to_apply(&self, lup: &Lup, more: &[&str]) -> Result<JoinHandle<Result<Output>>> {
+        let file = lup.write(self.folder.path())?;
+        let mut lucos = self.lucos()?;
+        lucos.arg("apply").arg(file).args(more);
+        Ok(thread::spawn(move || process::run(&mut lucos, PATCH)))
+    }
+
+    fn lucos(&self) -> Result<Command> {
+        let lucos: PathBuf = images::program("lucos")?;
+        let mut lucos = Command::new(lucos);
+        lucos.arg("--api-socket").arg(self.vm.api_socket()).arg("--json");
+        Ok(lucos)
+    }
+
+    /// What a patch is doing.
+    fn state(&self, id: u64) -> Result<Value> {
+        let list = self.vm.lucos("list")?;
+        let patches = list["patches"].as_array().context("no patches")?;
+        let found = patches.iter().find(|patch| patch["id"] == id);
+        found.cloned().with_context(|| format!("no patch {id} in {list}"))
+    }
+
+    /// Waits until a patch is in a state.
+    fn wait_for(&self, id: u64, state: &str, limit: Duration) -> Result<Value> {
+        let begin = Instant::now();
+        loop {
+            let patch = self.state(id);
+            if let Ok(patch) = &patch
+                && patch["state"] == state
+            {
+                return Ok(patch.clone());
+            }
+            ensure!(begin.elapsed() < limit, "patch {id} is not {state} in time: {patch:?}");
+        }
+    }
+
+    fn text_is_the_images(&self) -> Result<()> {
+        let report = self.vm.lucos("text-check")?;
+        ensure!(report["unexplained"].as_array().is_some_and(Vec::is_empty), "{}", report["unexplained"]);
+        Ok(())
+    }
+}
+
+/// The patch that a command has printed, which must have ended with `code`.
+fn patch(output: &Output, code: i32) -> Result<Value> {
+    ensure!(output.code == code, "ended with {}: {}{}", output.code, output.out, output.err);
+    serde_json::from_str(&output.out).with_context(|| format!("it printed {:?}", output.out))
+}
