@@ -84,7 +84,7 @@ fn frames_in(model: &Model, function: &str, saved: bool, from: From) -> (Vec<Str
     let census = census::take(&kernel, &guest).unwrap();
     let stack = census.stacks.into_iter().find(|stack| stack.task.address == plan.tasks[0]).unwrap();
     let name = |at| model.image().symbols().containing(at).unwrap().0.name.to_owned();
-    (stack.frames.iter().map(|frame| name(frame.address)).collect(), stack.outcome)
+    (stack.frames.iter().map(|frame| name(frame.address)).collect(), stack.outcome.clone())
 }
 
 #[test]

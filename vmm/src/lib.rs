@@ -1,4 +1,4 @@
-//! The lucos virtual machine monitor: boots an unmodified Linux on KVM and, later, patches its kernel
+//! The lucos virtual machine monitor: boots an unmodified Linux on KVM, and patches its kernel
 //! while it runs.
 //!
 //! ARCHITECTURE.md at the top of the repository is the map; this page only lists the rooms.
