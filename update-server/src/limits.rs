@@ -112,5 +112,8 @@ pub const PATCH_SYMBOLS: usize = 1 << 16;
 /// Relocations of it.
 pub const PATCH_RELOCATIONS: usize = 1 << 20;
 
+/// Functions that the guest has live-patched by itself: a distributor's patches change some hundred.
+pub const LIVEPATCHES: usize = bound(4096, 8);
+
 /// Patches of one guest. A distributor makes some fifty in the life of a kernel.
 pub const PATCHES: usize = 256;

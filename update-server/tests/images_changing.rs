@@ -6,6 +6,7 @@ mod small_guest;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use images::models;
@@ -19,7 +20,8 @@ use update_server::kernel::running::Running;
 type ByTask = BTreeMap<Gva, (u32, u64, Found, Vec<Frame>, Outcome)>;
 
 fn by_task(census: &Census) -> ByTask {
-    let said = |Stack { task, found, frames, outcome }: &Stack| {
+    let said = |stack: &Arc<Stack>| {
+        let Stack { task, found, frames, outcome } = &**stack;
         (task.address, (task.pid, task.start_time, *found, frames.clone(), outcome.clone()))
     };
     census.stacks.iter().map(said).collect()
@@ -157,7 +159,7 @@ fn whatever_is_rewritten_meanwhile_no_difference_is_kept_quiet() {
                     let found = differences(&census, &fresh);
                     assert_eq!(stale(&census), found, "{name}, {group}, {lie:?}, {pace}, look {look}");
                     wrong += found.len() + fresh.doubts.len();
-                    let complete = |stack: &Stack| stack.outcome == Outcome::Complete;
+                    let complete = |stack: &Arc<Stack>| stack.outcome == Outcome::Complete;
                     let is_whole = fresh.doubts.is_empty() && fresh.stacks.iter().all(complete);
                     broken += usize::from(!is_whole);
                     assert!(is_whole || look % 2 == 0, "{name}, {group}, {lie:?}: {:?}", fresh.doubts);

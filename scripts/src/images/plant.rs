@@ -1,5 +1,6 @@
 //! What puts tasks and processors of a guest into known places (`scripts/guest/plant`): a module, and programs
-//! that use BPF and start other kernels; a module that does nothing, to be loaded; and one with new versions of functions.
+//! that use BPF and start other kernels; a module that does nothing, to be loaded; one with new versions of functions; and a
+//! livepatch of the guest's own.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -14,7 +15,7 @@ use crate::kernels::{Headers, Kernel};
 use crate::packages::{self, Group};
 use crate::progress::Step;
 
-const SOURCES: [(&str, &str); 10] = [
+const SOURCES: [(&str, &str); 11] = [
     ("Kbuild", include_str!("../../guest/plant/Kbuild")),
     ("plant.h", include_str!("../../guest/plant/plant.h")),
     ("plant.c", include_str!("../../guest/plant/plant.c")),
@@ -24,9 +25,10 @@ const SOURCES: [(&str, &str); 10] = [
     ("forge.c", include_str!("../../guest/plant/forge.c")),
     ("trial.c", include_str!("../../guest/plant/trial.c")),
     ("patch.c", include_str!("../../guest/plant/patch.c")),
+    ("livepatch.c", include_str!("../../guest/plant/livepatch.c")),
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
-const MODULES: [&str; 3] = ["lucos_plant.ko", "lucos_trial.ko", "lucos_patch.ko"];
+const MODULES: [&str; 4] = ["lucos_plant.ko", "lucos_trial.ko", "lucos_patch.ko", "lucos_livepatch.ko"];
 /// Programs, which are put where a guest's shell finds them.
 const PROGRAMS: [(&str, &str); 3] = [
     ("bpf", include_str!("../../guest/plant/bpf.c")),

@@ -5,6 +5,7 @@ pub mod generation;
 pub mod hooks;
 pub(crate) mod layout;
 pub(crate) mod list;
+pub mod livepatches;
 pub mod locate;
 pub mod model;
 pub mod module_sites;

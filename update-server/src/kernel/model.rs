@@ -3,6 +3,7 @@
 use super::bpf::BpfLayout;
 use super::hooks::Hooks;
 use super::layout::Layout;
+use super::livepatches::LivepatchLayout;
 use super::module_sites::ModuleTables;
 use super::probes::ProbeLayout;
 use super::trampolines::TrampolineLayout;
@@ -44,6 +45,7 @@ pub struct Model {
     pub(crate) hooks: Hooks,
     pub(crate) trampolines: Option<TrampolineLayout>,
     pub(crate) module_tables: ModuleTables,
+    pub(crate) livepatches: Option<LivepatchLayout>,
 }
 
 /// Symbols that are looked at.
@@ -135,6 +137,7 @@ impl Model {
         let probes = ProbeLayout::of(image.types(), find);
         let bpf = BpfLayout::of(image.types(), find);
         let module_tables = ModuleTables::of(image.types());
+        let livepatches = LivepatchLayout::of(image.types(), find);
         Ok(Self {
             image,
             layout,
@@ -148,6 +151,7 @@ impl Model {
             hooks,
             trampolines,
             module_tables,
+            livepatches,
         })
     }
 

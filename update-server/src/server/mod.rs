@@ -20,6 +20,7 @@ use crate::addr::Gva;
 use crate::census::Census;
 use crate::guest::{Memory, Paused};
 use crate::journal::Journal;
+use crate::kernel::livepatches::livepatched;
 use crate::kernel::running::Running;
 use crate::limits::PATCHES;
 use crate::phases::place::OldFunction;
@@ -108,6 +109,12 @@ impl UpdateServer {
         }
         if let Some(by) = quiet::text_changer(kernel)? {
             return not_now(NotNow::TextChanges { by });
+        }
+        let livepatched = livepatched(kernel)?;
+        let is_livepatched =
+            |function: &&Replacement| livepatched.contains(&kernel.now(function.old.text.start));
+        if let Some(function) = patch.functions.iter().find(is_livepatched) {
+            return not_now(NotNow::Livepatched { function: function.old.name.clone() });
         }
         let distance = kernel.place().distance;
         patch.module.compare(kernel, sections, &|name| patch.import(name, distance))?;

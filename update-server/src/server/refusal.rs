@@ -84,6 +84,12 @@ pub enum NotNow {
         /// Who has the lock.
         by: Gva,
     },
+    /// The guest has patched the function by itself: nobody would come to the jump.
+    #[error("the guest has a livepatch of its own on {function}; it must be disabled first")]
+    Livepatched {
+        /// The function.
+        function: String,
+    },
     /// Somebody stands where the jump is to be.
     #[error("{} ({}) stands where {} is to jump", holder.task.comm, holder.task.pid, holder.function)]
     Under {

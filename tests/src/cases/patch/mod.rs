@@ -3,6 +3,7 @@
 mod basic;
 mod gone;
 mod policy;
+mod traced;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -25,6 +26,10 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::applied_and_rolled_back_6_12_cloud", Tier::Full, || basic::applied("6.12-cloud")),
     Test::new("patch::applied_and_rolled_back_6_1_rt", Tier::Full, || basic::applied("6.1-rt")),
     Test::new("patch::waits_until_nobody_is_inside", Tier::Gate, || policy::quiescent("6.1-cloud")),
+    Test::new("patch::traced_6_1_cloud", Tier::Gate, || traced::traced("6.1-cloud")),
+    Test::new("patch::traced_6_12_cloud", Tier::Full, || traced::traced("6.12-cloud")),
+    Test::new("patch::a_probe_on_the_jump", Tier::Gate, || traced::probe_on_the_jump("6.1-cloud")),
+    Test::new("patch::livepatched_by_the_guest", Tier::Gate, || traced::livepatched("6.1-cloud")),
     Test::new("patch::gone_after_a_reboot", Tier::Gate, || gone::reboot("6.1-cloud")),
     Test::new("patch::gone_after_a_kexec", Tier::Gate, || gone::kexec("6.1-cloud")),
     Test::with_alarms("patch::gone_after_a_kdump", Tier::Full, || gone::kdump("6.1-cloud")),
