@@ -65,6 +65,9 @@ struct Kernel {
     /// Only a kernel older than this package version or release.
     #[arg(long, value_name = "VERSION")]
     older_than: Option<String>,
+    /// Only the kernel whose package has this version.
+    #[arg(long, conflicts_with = "older_than")]
+    version: Option<String>,
     /// Ask the archive again, even though the answer to this need is known.
     #[arg(long)]
     refresh: bool,
@@ -166,8 +169,12 @@ fn install(arguments: &Packages) -> Result<()> {
 
 fn fetch(arguments: Kernel) -> Result<()> {
     let cache = Cache::open()?.verifying(arguments.verify);
-    let need =
-        Need { series: arguments.series, flavour: arguments.flavour, older_than: arguments.older_than };
+    let need = Need {
+        series: arguments.series,
+        flavour: arguments.flavour,
+        older_than: arguments.older_than,
+        version: arguments.version,
+    };
     let kernel =
         if arguments.refresh { kernels::refresh(&cache, &need) } else { kernels::find(&cache, &need) }?;
     if arguments.json {

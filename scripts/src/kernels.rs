@@ -3,10 +3,11 @@
 mod headers;
 mod need;
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 pub use headers::Headers;
@@ -41,6 +42,18 @@ pub struct Kernel {
     /// The unpacked package, `depmod` done: modules are in `lib/modules/RELEASE` below it.
     pub modules: PathBuf,
 }
+
+/// There is no kernel that fits a need, neither in Debian's archive, which has answered, nor in the cache.
+#[derive(Debug)]
+pub struct NoneFits(String);
+
+impl fmt::Display for NoneFits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NoneFits {}
 
 /// What [`DESCRIPTION`] says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -99,6 +112,18 @@ pub fn find(cache: &Cache, need: &Need) -> Result<Kernel> {
     search(cache, need, false)
 }
 
+/// Like [`find`], but `None` where there is no such kernel any more ([`NoneFits`]); the note says what there is. That the
+/// archive cannot be asked stays an error.
+pub fn find_if_offered(cache: &Cache, need: &Need) -> Result<Option<Kernel>> {
+    match find(cache, need) {
+        Err(error) if error.is::<NoneFits>() => {
+            progress::note(format!("{error:#}"));
+            Ok(None)
+        }
+        result => result.map(Some),
+    }
+}
+
 /// Like [`find`], but looks into the archive again, and remembers the answer.
 pub fn refresh(cache: &Cache, need: &Need) -> Result<Kernel> {
     search(cache, need, true)
@@ -126,7 +151,7 @@ fn attempt(cache: &Cache, need: &Need, now: bool) -> Result<Kernel> {
         Err(error) => return Err(error),
     }
     let Some(offer) = need.choose(&offers) else {
-        bail!("{}", nothing_fits(need, &offers));
+        return Err(NoneFits(nothing_fits(need, &offers)).into());
     };
     let kernel = fetch(cache, &archive, offer, need)?;
     let note = Description { package: offer.package.name.clone(), version: offer.package.version.clone() };
@@ -180,8 +205,11 @@ fn place(cache: &Cache, offer: &Offer) -> PathBuf {
 
 /// Where the answer to a need is remembered.
 fn memory(cache: &Cache, need: &Need) -> PathBuf {
-    let bound = need.older_than.as_ref().map(|bound| format!("-before-{}", bound.replace('/', "_")));
-    let name = format!("{}-{}{}.json", need.series, need.flavour, bound.unwrap_or_default());
+    let part = |word: &str, version: &Option<String>| {
+        version.as_ref().map(|version| format!("-{word}-{}", version.replace('/', "_"))).unwrap_or_default()
+    };
+    let parts = part("of", &need.version) + &part("before", &need.older_than);
+    let name = format!("{}-{}{parts}.json", need.series, need.flavour);
     cache.root().join("needs").join(name)
 }
 

@@ -43,6 +43,8 @@ pub struct Need {
     pub flavour: Flavour,
     /// Only kernels older than this: a package version (`6.1.176-1`) or a release (`6.1.0-50-cloud-amd64`).
     pub older_than: Option<String>,
+    /// Only the kernel with this package version.
+    pub version: Option<String>,
 }
 
 /// One kernel package, with what its name says.
@@ -59,7 +61,12 @@ pub struct Offer {
 impl Need {
     /// The newest kernel of this kind.
     pub fn newest(series: Series, flavour: Flavour) -> Self {
-        Self { series, flavour, older_than: None }
+        Self { series, flavour, older_than: None, version: None }
+    }
+
+    /// The kernel of this kind whose package has this version. Debian's archive may have it no more.
+    pub fn exactly(series: Series, flavour: Flavour, version: impl Into<String>) -> Self {
+        Self { version: Some(version.into()), ..Self::newest(series, flavour) }
     }
 
     /// The newest kernel of this kind that is older than `version`.
@@ -77,7 +84,9 @@ impl Need {
     pub fn choose<'a>(&self, offers: &'a [Offer]) -> Option<&'a Offer> {
         let old_enough =
             |offer: &&Offer| self.older_than.as_ref().is_none_or(|bound| offer.age_against(bound).is_lt());
-        offers.iter().filter(|offer| self.is_same_kind(offer)).filter(old_enough).max_by(|a, b| a.newer(b))
+        let named = |offer: &&Offer| self.version.as_ref().is_none_or(|name| offer.package.version == *name);
+        let fitting = offers.iter().filter(|offer| self.is_same_kind(offer)).filter(old_enough).filter(named);
+        fitting.max_by(|a, b| a.newer(b))
     }
 }
 
@@ -150,10 +159,13 @@ impl fmt::Display for Flavour {
 impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} kernel", self.series, self.flavour)?;
-        match &self.older_than {
-            Some(version) => write!(f, " older than {version}"),
-            None => Ok(()),
+        if let Some(version) = &self.version {
+            write!(f, " of version {version}")?;
         }
+        if let Some(bound) = &self.older_than {
+            write!(f, " older than {bound}")?;
+        }
+        Ok(())
     }
 }
 
@@ -210,5 +222,13 @@ mod tests {
         assert_eq!(older("6.1.1-1"), None);
         let newer = Need::newest(Series::V6_12, Flavour::Cloud).older_than("6.12.117+deb12-cloud-amd64");
         assert_eq!(release(&newer).as_deref(), Some("6.12.99+deb12-cloud-amd64 6.12.99-1~deb12u1"));
+    }
+
+    #[test]
+    fn a_version_is_that_one_and_no_other() {
+        let of = |version: &str| Need::exactly(Series::V6_1, Flavour::Cloud, version);
+        assert_eq!(release(&of("6.1.187-1")).as_deref(), Some("6.1.0-55-cloud-amd64 6.1.187-1"));
+        assert_eq!(release(&of("6.1.188-1")), None);
+        assert_eq!(of("6.1.188-1").to_string(), "6.1 cloud kernel of version 6.1.188-1");
     }
 }
