@@ -114,6 +114,8 @@ enum ImageName {
     Agent,
     /// The module that plants stacks to be found, as an initramfs for each guest kernel.
     Plant,
+    /// What shows holes of a kernel, as an initramfs for the vulnerable kernel and for the newest.
+    Holes,
     /// A full Debian on an ext4 disk.
     Debian,
     /// The userland of the test bed's KVM host.
@@ -202,6 +204,13 @@ fn build(arguments: &Image) -> Result<()> {
     if wanted(ImageName::Plant) {
         for need in images::guest_kernels() {
             println!("{}", images::plant(&cache, &kernels::find(&cache, &need)?)?.display());
+        }
+    }
+    if wanted(ImageName::Holes) {
+        let newest = kernels::find(&cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
+        for kernel in kernels::find_if_offered(&cache, &images::vulnerable_kernel())?.iter().chain([&newest])
+        {
+            println!("{}", images::holes(&cache, kernel)?.display());
         }
     }
     if wanted(ImageName::Debian) {

@@ -6,10 +6,12 @@ mod agent;
 mod bootstrap;
 mod debian;
 mod ext4;
+mod holes;
 mod host;
 mod initrd;
 mod modules;
 mod plant;
+mod program;
 mod tiny;
 
 use std::path::PathBuf;
@@ -18,6 +20,9 @@ use anyhow::Result;
 
 use crate::cache::Cache;
 use crate::kernels::{Flavour, Kernel, Need, Series};
+
+/// The version of [`vulnerable_kernel`]'s package: that of Debian 12's last point release.
+const VULNERABLE: &str = "6.1.170-3";
 
 /// An ext4 disk of 32 MiB with BusyBox and an init script.
 pub fn tiny(cache: &Cache) -> Result<PathBuf> {
@@ -32,6 +37,11 @@ pub fn tiny_cpio(cache: &Cache) -> Result<PathBuf> {
 /// An initramfs with `lucos_plant.ko` for a kernel, to be put behind another one.
 pub fn plant(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     plant::initramfs(cache, kernel)
+}
+
+/// An initramfs with the program `holes` and the modules of a kernel that it needs, to be put behind another one.
+pub fn holes(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
+    holes::initramfs(cache, kernel)
 }
 
 /// The guest's agent, as an initramfs to be put behind another one.
@@ -52,6 +62,11 @@ pub fn host_root(cache: &Cache) -> Result<PathBuf> {
 /// Debian's own initramfs for a kernel.
 pub fn initrd(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     initrd::of(cache, kernel)
+}
+
+/// A stock kernel whose holes are known, and fixed in later ones.
+pub fn vulnerable_kernel() -> Need {
+    Need::exactly(Series::V6_1, Flavour::Cloud, VULNERABLE)
 }
 
 /// The kernels that stock guests are booted with.

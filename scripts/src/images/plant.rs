@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::program;
 use crate::cache::{Cache, Inputs};
 use crate::command::{command, run};
 use crate::cpio;
@@ -54,7 +55,7 @@ pub(super) fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
             archive.file(module, 0o644, &fs::read(scratch.path().join(module))?)?;
         }
         for (name, source) in PROGRAMS {
-            let program = program(scratch.path(), name, source)?;
+            let program = program::build(scratch.path(), name, &[(&format!("{name}.c"), source)])?;
             archive.file(&format!("bin/{name}"), 0o755, &fs::read(program)?)?;
         }
         archive.finish()?;
@@ -74,14 +75,4 @@ fn build(headers: &Headers, folder: &Path) -> Result<()> {
         run(command("strip").arg("--strip-debug").arg(folder.join(module)), &format!("strip {module}"))?;
     }
     Ok(())
-}
-
-/// Builds a program that needs nothing of the guest's.
-fn program(folder: &Path, name: &str, source: &str) -> Result<PathBuf> {
-    let (file, program) = (folder.join(format!("{name}.c")), folder.join(name));
-    fs::write(&file, source).with_context(|| format!("cannot write {name}.c"))?;
-    let mut gcc = command("gcc");
-    gcc.args(["-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(&file);
-    run(&mut gcc, &format!("build {name} for guests"))?;
-    Ok(program)
 }
