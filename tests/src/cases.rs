@@ -7,6 +7,7 @@ mod crash;
 mod debian;
 mod devices;
 mod generations;
+mod holes;
 mod intel;
 mod kernel;
 mod kernels;
@@ -20,7 +21,7 @@ use crate::harness::Test;
 
 /// All of them, in the order in which they are run: what tells most soonest comes first.
 pub(crate) fn all() -> Vec<Test> {
-    let groups: [&[Test]; 15] = [
+    let groups: [&[Test]; 16] = [
         boot::TESTS,
         refusals::TESTS,
         devices::TESTS,
@@ -31,6 +32,7 @@ pub(crate) fn all() -> Vec<Test> {
         planted::TESTS,
         modules::TESTS,
         generations::TESTS,
+        holes::TESTS,
         crash::TESTS,
         console::TESTS,
         debian::TESTS,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use crate::bed::{self, Image, vmlinux};
-use crate::cache::Cache;
+use crate::cache::{Cache, write_atomically};
 use crate::images;
 use crate::kernels::{self, Flavour, Need, Series};
 use crate::packages::{self, Group};
@@ -59,7 +59,25 @@ pub(super) fn large() -> Result<Vec<Image>> {
         }
     }
     list.push(image("debian.img", images::debian(&cache)?));
+    list.extend(holes(&cache)?);
     step.done();
+    Ok(list)
+}
+
+/// A kernel with known holes, one without, and what shows them. Debian's archive drops old kernels: tests that need the first
+/// find a file in its place that tells them so.
+fn holes(cache: &Cache) -> Result<Vec<Image>> {
+    let newest = kernels::find(cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
+    let mut list = vec![image("holes-6.1-cloud.cpio", images::holes(cache, &newest)?)];
+    if let Some(kernel) = kernels::find_if_offered(cache, &images::vulnerable_kernel())? {
+        list.push(image("holes-6.1-cloud-vulnerable.cpio", images::holes(cache, &kernel)?));
+        list.push(image("vmlinuz-6.1-cloud-vulnerable", kernel.vmlinuz));
+    } else {
+        progress::note("no hole can be shown open: there is no vulnerable kernel any more");
+        let path = cache.root().join("no-vulnerable-kernel");
+        write_atomically(&path, "")?;
+        list.push(image("no-vulnerable-kernel", path));
+    }
     Ok(list)
 }
 
