@@ -9,6 +9,7 @@ use xtask::bed::cli::KvmHost;
 use xtask::bench::{self, Bench};
 use xtask::cache::{Cache, workspace_root};
 use xtask::demo::{self, Demo};
+use xtask::fixes;
 use xtask::fuzz::{self, Fuzz};
 use xtask::gate::{self, Extent, Only};
 use xtask::images;
@@ -116,6 +117,8 @@ enum ImageName {
     Plant,
     /// What shows holes of a kernel, as an initramfs for the vulnerable kernel and for the newest.
     Holes,
+    /// The fixes of the catalogue, taken out of Debian's source.
+    Fixes,
     /// A full Debian on an ext4 disk.
     Debian,
     /// The userland of the test bed's KVM host.
@@ -211,6 +214,11 @@ fn build(arguments: &Image) -> Result<()> {
         for kernel in kernels::find_if_offered(&cache, &images::vulnerable_kernel())?.iter().chain([&newest])
         {
             println!("{}", images::holes(&cache, kernel)?.display());
+        }
+    }
+    if wanted(ImageName::Fixes) {
+        for patch in fixes::patches(&cache)?.into_iter().flatten() {
+            println!("{}", patch.path.display());
         }
     }
     if wanted(ImageName::Debian) {
