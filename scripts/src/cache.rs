@@ -57,6 +57,21 @@ impl Inputs {
         self
     }
 
+    /// Adds the file `inner` of `root`, or each file below it, by its path.
+    pub fn with_files(self, root: &Path, inner: &Path) -> Result<Self> {
+        let path = root.join(inner);
+        let say = || format!("cannot read {}", path.display());
+        if path.is_file() {
+            return Ok(self.with(&inner.to_string_lossy(), fs::read(&path).with_context(say)?));
+        }
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&path).with_context(say)? {
+            names.push(entry.with_context(say)?.file_name());
+        }
+        names.sort();
+        names.iter().try_fold(self, |inputs, name| inputs.with_files(root, &inner.join(name)))
+    }
+
     fn key(&self) -> String {
         let mut key = hex(&self.0.clone().finalize());
         key.truncate(KEY_DIGITS);

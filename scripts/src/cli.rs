@@ -117,7 +117,7 @@ enum ImageName {
     Plant,
     /// What shows holes of a kernel, as an initramfs for the vulnerable kernel and for the newest.
     Holes,
-    /// The fixes of the catalogue, taken out of Debian's source.
+    /// The fixes of the catalogue, as live patches for the vulnerable kernel.
     Fixes,
     /// A full Debian on an ext4 disk.
     Debian,
@@ -217,8 +217,8 @@ fn build(arguments: &Image) -> Result<()> {
         }
     }
     if wanted(ImageName::Fixes) {
-        for patch in fixes::patches(&cache)?.into_iter().flatten() {
-            println!("{}", patch.path.display());
+        for (_, path) in fixes::live_patches(&cache)?.into_iter().flatten() {
+            println!("{}", path.display());
         }
     }
     if wanted(ImageName::Debian) {

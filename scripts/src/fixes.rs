@@ -6,6 +6,7 @@
 mod catalogue;
 mod functions;
 mod hunks;
+mod live;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +49,15 @@ pub fn patches(cache: &Cache) -> Result<Option<Vec<Patch>>> {
     }
     let patch = |fix: Fix| Patch { path: place.join(file_name(&fix)), fix };
     Ok(Some(fixes.into_iter().map(patch).collect()))
+}
+
+/// The live patches of the whole catalogue: names, and `.lup` files that are not signed. `None` where Debian's archive has not all that
+/// they are made of any more; a note says what.
+pub fn live_patches(cache: &Cache) -> Result<Option<Vec<(String, PathBuf)>>> {
+    match patches(cache)? {
+        Some(patches) => live::all(cache, &patches),
+        None => Ok(None),
+    }
 }
 
 const NAME: &str = "fixes/patches";

@@ -16,6 +16,8 @@ pub enum Group {
     Images,
     /// Building modules for guest kernels, and patches of their source.
     Modules,
+    /// Making live patches of fixes.
+    Fixes,
     /// Building libFuzzer.
     Fuzz,
     /// Signing by somebody else's program, which tests hold ours against.
@@ -59,6 +61,9 @@ const MODULES: [Requirement; 4] = [
     requirement("elfutils", "eu-readelf"),
 ];
 
+/// A patch is compiled by what the kernel was compiled by.
+const FIXES: [Requirement; 1] = [requirement("gcc-12", "gcc-12")];
+
 const FUZZ: [Requirement; 2] = [requirement("gcc", "gcc"), requirement("g++", "g++")];
 
 const SIGNING: [Requirement; 1] = [requirement("minisign", "minisign")];
@@ -83,6 +88,7 @@ impl Group {
             Self::Images if is_root => IMAGES.to_vec(),
             Self::Images => IMAGES.iter().chain(&IMAGES_UNPRIVILEGED).copied().collect(),
             Self::Modules => MODULES.to_vec(),
+            Self::Fixes => MODULES.iter().chain(&FIXES).copied().collect(),
             Self::Fuzz => FUZZ.to_vec(),
             Self::Signing => SIGNING.to_vec(),
             Self::Amd => AMD.to_vec(),

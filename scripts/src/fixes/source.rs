@@ -45,10 +45,19 @@ impl Source {
 
     /// Unpacks the files at these paths into `folder`. Returns the top of the tree.
     pub(super) fn unpack_files(&self, paths: &BTreeSet<&str>, folder: &Path) -> Result<PathBuf> {
+        // With it, tar does not read on to the end for more of the same name.
+        self.tar_into(folder, &["--occurrence=1"], paths)
+    }
+
+    /// Unpacks all of it into `folder`. Returns the top of the tree.
+    pub(super) fn unpack(&self, folder: &Path) -> Result<PathBuf> {
+        self.tar_into(folder, &[], &BTreeSet::new())
+    }
+
+    fn tar_into(&self, folder: &Path, options: &[&str], paths: &BTreeSet<&str>) -> Result<PathBuf> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let mut tar = command("tar");
-        // With it, tar does not read on to the end for more of the same name.
-        tar.arg("-C").arg(folder).arg("--occurrence=1").arg("-xf").arg(&self.tar);
+        tar.arg("-C").arg(folder).args(options).arg("-xf").arg(&self.tar);
         tar.args(paths.iter().map(|path| format!("{}/{path}", self.top)));
         run(&mut tar, &format!("unpack {}", self.tar.display()))?;
         Ok(folder.join(&self.top))

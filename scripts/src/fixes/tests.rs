@@ -73,7 +73,8 @@ fn each_fix_closes_a_hole_of_its_own_that_can_be_shown() {
     let fixes = catalogue().unwrap();
     let closed: BTreeSet<&str> = fixes.iter().map(|fix| fix.hole.as_str()).collect();
     assert_eq!(closed, shown);
-    assert_eq!(closed.len(), fixes.len());
+    // The tests know a fix by what it closes.
+    assert!(fixes.iter().all(|fix| fix.name == fix.hole));
 }
 
 #[test]

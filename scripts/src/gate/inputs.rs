@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::bed::{self, Image, vmlinux};
 use crate::cache::{Cache, write_atomically};
+use crate::fixes;
 use crate::images;
 use crate::kernels::{self, Flavour, Need, Series};
 use crate::packages::{self, Group};
@@ -64,16 +65,20 @@ pub(super) fn large() -> Result<Vec<Image>> {
     Ok(list)
 }
 
-/// A kernel with known holes, one without, and what shows them. Debian's archive drops old kernels: tests that need the first
-/// find a file in its place that tells them so.
+/// A kernel with known holes, one without, what shows them, and live patches. Debian's archive drops old kernels: tests that
+/// need the first find a file in its place that tells them so.
 fn holes(cache: &Cache) -> Result<Vec<Image>> {
     let newest = kernels::find(cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
     let mut list = vec![image("holes-6.1-cloud.cpio", images::holes(cache, &newest)?)];
-    if let Some(kernel) = kernels::find_if_offered(cache, &images::vulnerable_kernel())? {
+    let vulnerable = kernels::find_if_offered(cache, &images::vulnerable_kernel())?;
+    if let (Some(kernel), Some(patches)) = (vulnerable, fixes::live_patches(cache)?) {
         list.push(image("holes-6.1-cloud-vulnerable.cpio", images::holes(cache, &kernel)?));
         list.push(image("vmlinuz-6.1-cloud-vulnerable", kernel.vmlinuz));
+        list.extend(patches.into_iter().map(|(name, path)| image(format!("{name}.lup"), path)));
     } else {
-        progress::note("no hole can be shown open: there is no vulnerable kernel any more");
+        progress::note(
+            "no hole can be shown open: there is no vulnerable kernel any more, or not its source",
+        );
         let path = cache.root().join("no-vulnerable-kernel");
         write_atomically(&path, "")?;
         list.push(image("no-vulnerable-kernel", path));

@@ -38,7 +38,7 @@ fn entry(cache: &Cache) -> Result<PathBuf> {
     let target = target()?;
     let mut inputs = Inputs::new().with("target", target).with("code", include_str!("agent.rs"));
     for source in SOURCES {
-        inputs = with_files(inputs, &root, Path::new(source))?;
+        inputs = inputs.with_files(&root, Path::new(source))?;
     }
     cache.entry("images/agent", &inputs, |folder| {
         let step = Step::start(format!("building {PROGRAM} for guests"));
@@ -95,19 +95,4 @@ fn install(program: &Path, unit: &Path, tar: &Path) -> Result<()> {
     pack.arg("-C").arg(tree.path()).args(["--owner=0", "--group=0", "--numeric-owner", "-cf"]).arg(tar);
     run(pack.args([program_place, unit_place, enabled]), "pack the agent")?;
     Ok(())
-}
-
-/// Adds the file `inner`, or each file below it, by its path.
-fn with_files(inputs: Inputs, root: &Path, inner: &Path) -> Result<Inputs> {
-    let path = root.join(inner);
-    let say = || format!("cannot read {}", path.display());
-    if path.is_file() {
-        return Ok(inputs.with(&inner.to_string_lossy(), fs::read(&path).with_context(say)?));
-    }
-    let mut names = Vec::new();
-    for entry in fs::read_dir(&path).with_context(say)? {
-        names.push(entry.with_context(say)?.file_name());
-    }
-    names.sort();
-    names.iter().try_fold(inputs, |inputs, name| with_files(inputs, root, &inner.join(name)))
 }

@@ -48,7 +48,8 @@ impl Headers {
         run(&mut make, &format!("build modules for kernel {}", self.release)).map(drop)
     }
 
-    fn place(&self) -> PathBuf {
+    /// The folder that modules are built with.
+    pub fn place(&self) -> PathBuf {
         self.folder.path().join("usr/src").join(format!("linux-headers-{}", self.release))
     }
 
