@@ -1,5 +1,7 @@
 //! Holes of a stock kernel, as a user of the guest sees them: what a patch is to close (`scripts/guest/holes`).
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 
 use crate::deadlines::BOOT;
@@ -9,19 +11,26 @@ use crate::initramfs::Initramfs;
 use crate::vm::Vm;
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new(OPEN, Tier::Gate, || vulnerable(OPEN, &QUIET)),
+    Test::new(OPEN, Tier::Gate, || vulnerable(OPEN, &[&QUIET[..], &IN_MODULES].concat())),
     Test::with_alarms(OPEN_WITH_A_WARNING, Tier::Full, || vulnerable(OPEN_WITH_A_WARNING, &[WARNS])),
     Test::new("holes::of_the_newest_kernel_are_closed", Tier::Gate, || {
-        look("6.1-cloud", &[&QUIET[..], &[WARNS]].concat(), "closed")
+        let folder = images::folder()?;
+        let mut vm = start("6.1-cloud", folder.path())?;
+        look(&mut vm, &[&QUIET[..], &IN_MODULES, &[WARNS]].concat(), "closed")
     }),
+    Test::new(PATCHED, Tier::Gate, || patched(PATCHED, &QUIET)),
+    Test::with_alarms(PATCHED_WITH_A_WARNING, Tier::Full, || patched(PATCHED_WITH_A_WARNING, &[WARNS])),
 ];
 
 const OPEN: &str = "holes::of_the_vulnerable_kernel_are_open";
 const OPEN_WITH_A_WARNING: &str = "holes::that_the_vulnerable_kernel_warns_of_are_open";
+const PATCHED: &str = "holes::are_closed_by_a_patch_and_open_after_it";
+const PATCHED_WITH_A_WARNING: &str = "holes::that_the_vulnerable_kernel_warns_of_are_closed_by_a_patch";
 
-/// Those that a kernel says nothing of.
-const QUIET: [&str; 6] =
-    ["ipc-next-id", "time-namespace", "bpf-next-key", "io-uring-pin", "multiport-range", "iso-handle"];
+/// Those of the kernel itself, which says nothing of them.
+const QUIET: [&str; 4] = ["ipc-next-id", "time-namespace", "bpf-next-key", "io-uring-pin"];
+/// Those of its modules. No patch of a module is applied yet.
+const IN_MODULES: [&str; 2] = ["multiport-range", "iso-handle"];
 /// The vulnerable kernel warns when somebody comes near it.
 const WARNS: &str = "nexthop-group";
 /// Handed over in the vulnerable kernel's place when Debian's archive has it no more.
@@ -29,29 +38,65 @@ const NONE: &str = "no-vulnerable-kernel";
 /// A look changes nothing, or the next would see it.
 const LOOKS: usize = 3;
 
+/// The kind of kernel that has them.
+const VULNERABLE: &str = "6.1-cloud-vulnerable";
+
 fn vulnerable(test: &str, holes: &[&str]) -> Result<()> {
-    if images::image(NONE).is_ok() {
-        println!("SKIPPED: {test}: Debian's archive has no vulnerable kernel any more");
+    if is_skipped(test) {
         return Ok(());
     }
-    look("6.1-cloud-vulnerable", holes, "open")
+    let folder = images::folder()?;
+    look(&mut start(VULNERABLE, folder.path())?, holes, "open")
 }
 
-/// Boots the kernel `kind`, and looks at each hole.
-fn look(kind: &str, holes: &[&str], wanted: &str) -> Result<()> {
+/// Each fix is applied and rolled back in turn; the patch of a hole has its name.
+fn patched(test: &str, holes: &[&str]) -> Result<()> {
+    if is_skipped(test) {
+        return Ok(());
+    }
     let folder = images::folder()?;
-    let initramfs = Initramfs::new(folder.path().join("holes.cpio"))?
+    let mut vm = start(VULNERABLE, folder.path())?;
+    vm.run("lucos-agent run > /agent.log 2>&1 & :")?;
+    for (hole, id) in holes.iter().zip(1..) {
+        look(&mut vm, &[hole], "open")?;
+        let lup = images::image(&format!("{hole}.lup"))?;
+        let applied = vm.try_lucos_with("apply", &lup, &["--unsigned", "--wait"])?;
+        ensure!(applied.code == 0, "{hole}: {}{}", applied.out, applied.err);
+        look(&mut vm, &[hole], "closed")?;
+        vm.lucos(&format!("rollback {id} --wait"))?;
+        look(&mut vm, &[hole], "open")?;
+    }
+    Ok(())
+}
+
+fn is_skipped(test: &str) -> bool {
+    let skipped = images::image(NONE).is_ok();
+    if skipped {
+        println!("SKIPPED: {test}: Debian's archive has no vulnerable kernel any more, or not its source");
+    }
+    skipped
+}
+
+/// Boots the kernel `kind` with what shows holes.
+fn start(kind: &str, folder: &Path) -> Result<Vm> {
+    let initramfs = Initramfs::new(folder.join("holes.cpio"))?
         .archive(&images::image("tiny.cpio")?)?
+        .archive(&images::image("agent.cpio")?)?
         .archive(&images::image(&format!("holes-{kind}.cpio"))?)?;
     let mut vm =
         Vm::builder(&format!("vmlinuz-{kind}"))?.initrd_file(initramfs.path()).memory("512M").start()?;
     vm.shell(BOOT)?;
     // Nothing the kernel says is to be mixed up with what the program says.
     vm.run("dmesg -n 1")?;
+    Ok(vm)
+}
+
+/// Looks at each hole.
+fn look(vm: &mut Vm, holes: &[&str], wanted: &str) -> Result<()> {
     for _ in 0..LOOKS {
         for hole in holes {
             let said = vm.run(&format!("holes {hole}"))?;
-            ensure!(said == format!("{hole}: {wanted}"), "of {kind}, the guest says {said:?}");
+            ensure!(said == format!("{hole}: {wanted}"), "the guest says {said:?}, and not {wanted}");
         }
     }
     Ok(())
