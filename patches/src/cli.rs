@@ -47,7 +47,7 @@ Examples:
       lucos-patch make --kernel vmlinuz --headers linux-headers-6.1.0-47-amd64 --source linux-source-6.1 \\
           --patch fix.patch --name fix --summary 'ipc: no ids beyond the limit' --consistency quiescent
   Make a patch of a module, sign it, and see whether a host that trusts me.pub would take it:
-      lucos-patch pack fix.toml fix.ko --output fix.lup
+      lucos-patch pack fix.toml fix.ko --kernel VMLINUZ --output fix.lup
       lucos-patch keygen me
       lucos-patch sign --key me.key fix.lup
       lucos-patch verify --key me.pub fix.lup

@@ -1,7 +1,7 @@
 //! `lucos-patch`: makes `.lup` files, shows what is in them, and signs them.
 //!
-//! What a `.lup` file is, the crate `lucos-lup` knows, and how the kernel's source becomes a module, `lucos-make`; here are files, keys and the command line. In the order of a patch's
-//! life:
+//! What a `.lup` file is, the crate `lucos-lup` knows, and how the kernel's source becomes a module, `lucos-make`; here are files,
+//! keys and the command line. In the order of a patch's life:
 //!
 //! | module | noun |
 //! |---|---|
@@ -24,4 +24,5 @@ pub mod make;
 pub mod pack;
 mod secret;
 pub mod sign;
+mod stock;
 pub mod verify;

@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use lucos_lup::limits::{MANIFEST_BYTES, MODULE_BYTES};
+use lucos_lup::manifest::Symbol;
 use lucos_lup::{Manifest, Patch};
+use serde_json::{Value, json};
 
 use crate::exit::Failure;
 use crate::files;
+use crate::stock::Stock;
 
 /// Make a patch of a manifest and a module; it is not signed yet
 #[derive(Debug, Args)]
@@ -18,6 +21,14 @@ pub struct Pack {
     /// The kernel module with the new code: a .ko file
     #[arg(value_name = "MODULE")]
     module: PathBuf,
+    /// The kernel that is to be patched: what the manifest does not say of it is taken from there
+    ///
+    /// That is `kernels`, and of each function `size`, `code` and `holes`.
+    #[arg(long, value_name = "VMLINUZ")]
+    kernel: Option<PathBuf>,
+    /// A module of that kernel, as its package has it, if a function is in one; may be repeated
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    ko: Vec<PathBuf>,
     /// Where the patch goes, in place of what is there; its name and .lup if it is not given
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -32,6 +43,9 @@ enum PackError {
     /// It is no TOML.
     #[error("this is no TOML with the fields of docs/patch-format.md")]
     Toml { source: toml::de::Error },
+    /// It is no JSON.
+    #[error("this is no manifest with the fields of docs/patch-format.md")]
+    Json { source: serde_json::Error },
     /// It is no text.
     #[error("this is no text; name the manifest first, then the module")]
     NoText,
@@ -39,7 +53,10 @@ enum PackError {
 
 /// Makes it; says where it is.
 pub fn run(pack: &Pack) -> Result<String, Failure> {
-    let manifest = manifest(&pack.manifest)?;
+    let manifest = match &pack.kernel {
+        None => manifest(&pack.manifest)?,
+        Some(kernel) => completed(&pack.manifest, &Stock::read(kernel, &pack.ko)?)?,
+    };
     let module = files::read(&pack.module, MODULE_BYTES, "module of a patch")?;
     let file = Patch::pack(&manifest, &module);
     let file = file.map_err(|error| files::refused(culprit(pack, &error), error))?;
@@ -57,13 +74,58 @@ fn culprit<'p>(pack: &'p Pack, error: &lucos_lup::PatchError) -> &'p Path {
 }
 
 fn manifest(path: &Path) -> Result<Manifest, Failure> {
+    match text(path)? {
+        Text::Json(bytes) => Manifest::read(&bytes).map_err(|error| files::refused(path, error)),
+        Text::Toml(text) => {
+            toml::from_str(&text).map_err(|source| files::refused(path, PackError::Toml { source }))
+        }
+    }
+}
+
+/// What a manifest is written in.
+enum Text {
+    Json(Vec<u8>),
+    Toml(String),
+}
+
+fn text(path: &Path) -> Result<Text, Failure> {
     let bytes = files::read(path, MANIFEST_BYTES, "manifest")?;
     match path.extension().and_then(|end| end.to_str()) {
-        Some("json") => Manifest::read(&bytes).map_err(|error| files::refused(path, error)),
-        Some("toml") => {
-            let text = str::from_utf8(&bytes).map_err(|_| files::refused(path, PackError::NoText))?;
-            toml::from_str(text).map_err(|source| files::refused(path, PackError::Toml { source }))
-        }
+        Some("json") => Ok(Text::Json(bytes)),
+        Some("toml") => match String::from_utf8(bytes) {
+            Ok(text) => Ok(Text::Toml(text)),
+            Err(_) => Err(files::refused(path, PackError::NoText)),
+        },
         _ => Err(files::refused(path, PackError::Kind)),
     }
+}
+
+/// A manifest that leaves out what the kernel itself says.
+fn completed(path: &Path, stock: &Stock) -> Result<Manifest, Failure> {
+    let mut value: Value = match text(path)? {
+        Text::Json(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|source| files::refused(path, PackError::Json { source }))?,
+        Text::Toml(text) => {
+            toml::from_str(&text).map_err(|source| files::refused(path, PackError::Toml { source }))?
+        }
+    };
+    let modules = stock.modules()?;
+    if value.get("kernels").is_none() {
+        value["kernels"] = json!([stock.kernel()?]);
+    }
+    for function in value.get_mut("functions").and_then(Value::as_array_mut).into_iter().flatten() {
+        if function.get("code").is_some() {
+            continue;
+        }
+        let unknown = |source| files::refused(path, PackError::Json { source });
+        let old = json!({
+            "name": function["name"],
+            "object": function["object"],
+            "position": function.get("position").unwrap_or(&json!(0)),
+        });
+        let old: Symbol = serde_json::from_value(old).map_err(unknown)?;
+        let new = function["new"].as_str().unwrap_or_default();
+        *function = json!(stock.function(&old, new, &modules)?);
+    }
+    serde_json::from_value(value).map_err(|source| files::refused(path, PackError::Json { source }))
 }

@@ -114,6 +114,36 @@ fn a_fix_becomes_a_patch_that_its_kernel_admits() {
     assert_eq!(admitted.imports["pfn_swap_entry_to_page"].linked, *before.last().unwrap());
 }
 
+/// Who has compiled a module alone need not say what the kernel says.
+#[test]
+fn what_a_manifest_leaves_out_is_taken_from_the_kernel() {
+    let Some(desk) = Desk::new("what_a_manifest_leaves_out_is_taken_from_the_kernel") else { return };
+    desk.done(&[FIX], &QUIESCENT);
+    let made = fs::read(desk.kernel.path("fix.lup")).unwrap();
+    let container = Container::read(&made).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_slice(container.manifest()).unwrap();
+    manifest.as_object_mut().unwrap().remove("kernels");
+    for field in ["size", "code", "holes"] {
+        manifest["functions"][0].as_object_mut().unwrap().remove(field);
+    }
+    let put = |name: &str, bytes: &[u8]| fs::write(desk.kernel.path(name), bytes).unwrap();
+    put("fix.ko", container.module());
+    let pack = |name: &str, manifest: &serde_json::Value| {
+        put(name, manifest.to_string().as_bytes());
+        let mut program = Command::new(BIN);
+        program.arg("pack").arg(desk.kernel.path(name)).arg(desk.kernel.path("fix.ko"));
+        program.arg("--kernel").arg(&desk.path).arg("--output").arg(desk.kernel.path("again.lup"));
+        let done = program.output().unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    assert_eq!(pack("bare.json", &manifest), (Some(ExitStatus::Done.code().into()), String::new()));
+    assert_eq!(fs::read(desk.kernel.path("again.lup")).unwrap(), made);
+    manifest["functions"][0]["name"] = "no_such_function".into();
+    let (code, said) = pack("wrong.json", &manifest);
+    assert_eq!(code, Some(ExitStatus::Refused.code().into()));
+    assert!(said.contains("the kernel has no function no_such_function"), "{said}");
+}
+
 #[test]
 fn a_function_of_a_module_comes_with_its_holes() {
     let Some(desk) = Desk::new("a_function_of_a_module_comes_with_its_holes") else { return };

@@ -1,8 +1,9 @@
-//! `cargo xtask demo`: from a bare machine to a stock Debian, booted in `lucos-vmm` and switched off again.
+//! `cargo xtask demo`: from a bare machine to a stock Debian that is patched while it runs.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use clap::Args;
 use crate::bed::{self, Cpu, Ending, Host, HostSpec, Image, Stream};
 use crate::cache::Cache;
 use crate::cargo::build_programs;
+use crate::fixes;
 use crate::images;
 use crate::kernels::{self, Flavour, Kernel, Need, Series};
 use crate::packages::{self, Group};
@@ -22,7 +24,7 @@ const PLAY: &str = include_str!("demo/play.sh");
 /// More than ten times what a boot takes on an emulated processor.
 const PATIENCE: Duration = Duration::from_mins(15);
 
-/// Boot a stock Debian in lucos-vmm, show its console, and switch it off by its power button.
+/// Boot a stock Debian in lucos-vmm, close a hole of its kernel while it runs, open it again, and switch it off.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Fetches and builds what is missing: some minutes and 1 GiB of downloads the first time. On a machine without VMX and
@@ -43,10 +45,15 @@ pub fn run(demo: &Demo) -> Result<ExitCode> {
     packages::ensure(&[Group::Images])?;
     build_programs("dev")?;
     let cache = Cache::open()?;
-    let kernel = kernels::find(&cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
+    let (kernel, patch) = kernel_and_patch(&cache)?;
     let image = |name: &str, path| Image { name: name.to_owned(), path };
+    let lup = image(&format!("{}.lup", patch.name), patch.path.clone());
     let spec = HostSpec {
-        images: vec![image("vmlinuz", kernel.vmlinuz.clone()), image("debian.img", images::debian(&cache)?)],
+        images: vec![
+            image("vmlinuz", kernel.vmlinuz.clone()),
+            image("debian.img", images::debian(&cache)?),
+            lup,
+        ],
         timeout: PATIENCE + Duration::from_mins(5),
         ..HostSpec::default()
     };
@@ -55,7 +62,8 @@ pub fn run(demo: &Demo) -> Result<ExitCode> {
     note(format!("The KVM host: {host}; {why}."));
     note(format!("The guest: Debian 12 with its kernel {}, both as Debian ships them.", kernel.release));
     let patience = PATIENCE.as_secs().to_string();
-    let words = ["sh", "-c", PLAY, "demo", &demo.cpus.to_string(), &demo.memory, &patience];
+    note(format!("The patch: {}.", patch.what));
+    let words = ["sh", "-c", PLAY, "demo", &demo.cpus.to_string(), &demo.memory, &patience, patch.name];
     let argv: Vec<OsString> = words.map(OsString::from).to_vec();
 
     let mut notes = Notes::default();
@@ -71,8 +79,40 @@ pub fn run(demo: &Demo) -> Result<ExitCode> {
         note(format!("\nThe demo failed, with status {}.", ending.code()));
         return Ok(ExitCode::from(ending.code().max(1)));
     }
-    println!("\n{}", summary(demo, &host, &kernel, &notes.facts, started.elapsed()));
+    println!("\n{}", summary(demo, &host, &kernel, &patch, &notes.facts, started.elapsed()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is shown: a name that the script knows, and a file.
+#[derive(Debug)]
+struct Patch {
+    name: &'static str,
+    what: &'static str,
+    path: PathBuf,
+}
+
+/// A kernel with a hole, and the patch that closes it. Where Debian has dropped that kernel, or its source, the newest one and a
+/// patch that changes nothing but what /proc/version says.
+fn kernel_and_patch(cache: &Cache) -> Result<(Kernel, Patch)> {
+    const FIX: &str = "ipc-next-id";
+    if let Some(kernel) = kernels::find_if_offered(cache, &images::vulnerable_kernel())?
+        && let Some(patches) = fixes::live_patches(cache)?
+    {
+        let path = patches.into_iter().find(|(name, _)| name == FIX).map(|(_, path)| path);
+        let path = path.with_context(|| format!("the catalogue has no {FIX}"))?;
+        let what = "Debian's own fix of CVE-2026-52923, out of the source of a later kernel";
+        return Ok((kernel, Patch { name: FIX, what, path }));
+    }
+    note("Debian has no kernel with a known hole, or not its source: a patch is shown that closes none.");
+    let kernel = kernels::find(cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
+    let path = fixes::harmless(cache, &kernel)?;
+    let what = "/proc/version says that it is patched; no hole is closed";
+    Ok((kernel, Patch { name: "version", what, path }))
+}
+
+/// Microseconds as milliseconds.
+fn milliseconds(text: &str) -> String {
+    text.parse::<f64>().map_or_else(|_| "?".to_owned(), |us| format!("{:.1}", us / 1000.0))
 }
 
 fn show(bytes: &[u8]) -> io::Result<()> {
@@ -122,18 +162,22 @@ fn summary(
     demo: &Demo,
     host: &str,
     kernel: &Kernel,
+    patch: &Patch,
     facts: &BTreeMap<String, String>,
     took: Duration,
 ) -> String {
     let fact = |name: &str| facts.get(name).map_or("?", String::as_str);
     format!(
-        "A stock Debian has booted in lucos-vmm, answered at its console, and switched itself off.\n\n  \
+        "A stock Debian was patched while it ran in lucos-vmm, and is none the worse for it.\n\n  \
          host    {host}\n  \
          guest   Debian 12, kernel {} ({}), unmodified, no initramfs\n  \
+         patch   {}: applied, rolled back, applied again; {} ms without a vCPU running, the last time\n  \
          has     {} vCPUs, {} of memory, its root on NVMe; the file system is clean\n  \
          took    {} s to the login prompt, {} s from the power button to the end, {:.0} s in all",
         kernel.release,
         kernel.version,
+        patch.what,
+        milliseconds(fact("paused")),
         demo.cpus,
         demo.memory,
         fact("boot"),

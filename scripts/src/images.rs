@@ -39,6 +39,11 @@ pub fn plant(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     plant::initramfs(cache, kernel)
 }
 
+/// A module with new versions of some functions of a kernel, which do no harm.
+pub fn patch_module(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
+    plant::patch_module(cache, kernel)
+}
+
 /// An initramfs with the program `holes` and the modules of a kernel that it needs, to be put behind another one.
 pub fn holes(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     holes::initramfs(cache, kernel)

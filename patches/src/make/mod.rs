@@ -1,7 +1,5 @@
 //! A patch, made of a fix of the kernel's source.
 
-mod stock;
-
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -13,7 +11,7 @@ use lucos_make::{Kernel, Made, MakeError, Request, changes};
 use crate::exit::Failure;
 use crate::files;
 use crate::inspect;
-use stock::Stock;
+use crate::stock::Stock;
 
 /// Make a patch of a fix of the kernel's source; it is not signed yet
 ///
@@ -117,7 +115,8 @@ fn manifest(
     made: &Made,
     modules: &[StockModule<'_>],
 ) -> Result<Manifest, Failure> {
-    let functions = made.functions.iter().map(|replacement| stock.function(replacement, modules));
+    let functions =
+        made.functions.iter().map(|replacement| stock.function(&replacement.old, &replacement.new, modules));
     Ok(Manifest {
         name: asked.name.clone(),
         summary: asked.summary.clone(),

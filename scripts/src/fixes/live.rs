@@ -80,6 +80,46 @@ pub(super) fn all(cache: &Cache, patches: &[Patch]) -> Result<Option<Vec<(String
     Ok(Some(patches.iter().map(live).collect()))
 }
 
+/// What [`harmless`] is; the rest is the kernel's.
+const HARMLESS: &str = r#"
+name = "version"
+summary = "/proc/version says that it is patched"
+
+[module]
+name = "lucos_patch"
+
+[[module.symbols]]
+name = "linux_proc_banner"
+source = { name = "linux_proc_banner" }
+
+[[functions]]
+name = "version_proc_show"
+new = "lucos_version_proc_show"
+
+[policy]
+consistency = "coexist"
+coexist_is_safe = "Both versions print, and change nothing."
+"#;
+
+/// Makes a live patch of our own code.
+pub(super) fn harmless(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
+    let module = images::patch_module(cache, kernel)?;
+    let inputs = Inputs::new().with("kernel", &kernel.version).with("manifest", HARMLESS);
+    let inputs = inputs.with("module", fs::read(&module)?);
+    let inputs = SOURCES
+        .iter()
+        .try_fold(inputs, |inputs, path| inputs.with_files(&workspace_root(), Path::new(path)))?;
+    let place = cache.entry("fixes/harmless", &inputs, |folder| {
+        build()?;
+        let manifest = folder.join("version.toml");
+        fs::write(&manifest, HARMLESS)?;
+        let mut pack = command(bed::target_folder().join("debug").join(PROGRAM));
+        pack.arg("pack").arg(&manifest).arg(&module).arg("--kernel").arg(&kernel.vmlinuz);
+        run(pack.arg("--output").arg(folder.join("version.lup")), "make the live patch version").map(drop)
+    })?;
+    Ok(place.join("version.lup"))
+}
+
 fn file_name(fix: &Fix) -> String {
     format!("{}.lup", fix.name)
 }

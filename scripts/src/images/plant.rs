@@ -29,7 +29,8 @@ const SOURCES: [(&str, &str); 11] = [
     ("livepatch.c", include_str!("../../guest/plant/livepatch.c")),
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
-const MODULES: [&str; 4] = ["lucos_plant.ko", "lucos_trial.ko", "lucos_patch.ko", "lucos_livepatch.ko"];
+const MODULES: [&str; 4] = ["lucos_plant.ko", "lucos_trial.ko", PATCH, "lucos_livepatch.ko"];
+const PATCH: &str = "lucos_patch.ko";
 /// Programs, which are put where a guest's shell finds them.
 const PROGRAMS: [(&str, &str); 3] = [
     ("bpf", include_str!("../../guest/plant/bpf.c")),
@@ -40,10 +41,19 @@ const PROGRAMS: [(&str, &str); 3] = [
 /// An archive with all of it. The kernel unpacks archives that are one behind the other
 /// (`init/initramfs.c`), so it is put behind that of a guest.
 pub(super) fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
+    Ok(place(cache, kernel)?.join("plant.cpio"))
+}
+
+/// The module with new versions of functions, by itself.
+pub(super) fn patch_module(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
+    Ok(place(cache, kernel)?.join(PATCH))
+}
+
+fn place(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     let inputs = Inputs::new().with("kernel", &kernel.version).with("code", include_str!("plant.rs"));
     let inputs = SOURCES.iter().chain(&PROGRAMS).fold(inputs, |inputs, (name, text)| inputs.with(name, text));
     let release = &kernel.release;
-    let place = cache.entry(&format!("images/plant/{release}"), &inputs, |folder| {
+    cache.entry(&format!("images/plant/{release}"), &inputs, |folder| {
         packages::ensure(&[Group::Modules])?;
         let headers = Headers::of(cache, kernel)?;
         let step = Step::start(format!("building {} for {release}", MODULES.join(" and ")));
@@ -59,10 +69,10 @@ pub(super) fn initramfs(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
             archive.file(&format!("bin/{name}"), 0o755, &fs::read(program)?)?;
         }
         archive.finish()?;
+        fs::copy(scratch.path().join(PATCH), folder.join(PATCH))?;
         step.done();
         Ok(())
-    })?;
-    Ok(place.join("plant.cpio"))
+    })
 }
 
 /// Builds the modules in `folder`; nobody in a guest reads their debug information, which is nearly all of them.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use lucos_lup::limits::MODULE_BYTES;
 use lucos_lup::manifest::{self, BuildId, Function, Symbol};
 use lucos_lup::module::{ModuleError, StockModule};
-use lucos_make::{Entry, Replacement, Tables};
+use lucos_make::{Entry, Tables};
 use update_server::image::{self, Image};
 use update_server::phases::place::{NoPlace, OldFunction};
 
@@ -41,6 +41,9 @@ enum StockError {
         "{name} number {position} is no function that stays in the kernel's text; name another to replace"
     )]
     NoFunction { name: String, position: u32 },
+    /// A function is in a module whose file was not named.
+    #[error("{name} is in the module {object}; name its file with --ko")]
+    NoModule { name: String, object: String },
     /// A function cannot be replaced.
     #[error("{name} cannot be replaced")]
     NoPlace { name: String, source: NoPlace },
@@ -51,7 +54,7 @@ enum StockError {
 
 /// A kernel's image, and files of its modules.
 #[derive(Debug)]
-pub(super) struct Stock {
+pub(crate) struct Stock {
     path: PathBuf,
     image: Image,
     /// Files of modules, and their bytes.
@@ -60,7 +63,7 @@ pub(super) struct Stock {
 
 impl Stock {
     /// Reads the image, and the files of modules.
-    pub(super) fn read(kernel: &Path, modules: &[PathBuf]) -> Result<Self, Failure> {
+    pub(crate) fn read(kernel: &Path, modules: &[PathBuf]) -> Result<Self, Failure> {
         let bytes = files::read(kernel, IMAGE_BYTES, "kernel image")?;
         let image = Image::read(&bytes).map_err(|error| files::refused(kernel, error))?;
         let file = |path: &PathBuf| {
@@ -71,7 +74,7 @@ impl Stock {
     }
 
     /// Headers of another kernel would give a module that this one does not load, or that has other structures.
-    pub(super) fn check_headers(&self, headers: &Path, headers_release: &str) -> Result<(), Failure> {
+    pub(crate) fn check_headers(&self, headers: &Path, headers_release: &str) -> Result<(), Failure> {
         let release = self.image.release();
         if headers_release == release {
             return Ok(());
@@ -85,7 +88,7 @@ impl Stock {
     }
 
     /// The modules, taken apart.
-    pub(super) fn modules(&self) -> Result<Vec<StockModule<'_>>, Failure> {
+    pub(crate) fn modules(&self) -> Result<Vec<StockModule<'_>>, Failure> {
         let mut modules: Vec<StockModule<'_>> = Vec::new();
         for (path, bytes) in &self.files {
             let module = StockModule::read(bytes).map_err(|error| files::refused(path, error))?;
@@ -104,7 +107,7 @@ impl Stock {
     }
 
     /// The symbols of all.
-    pub(super) fn tables<'a>(&'a self, modules: &[StockModule<'a>]) -> Tables<'a> {
+    pub(crate) fn tables<'a>(&'a self, modules: &[StockModule<'a>]) -> Tables<'a> {
         let entry = |symbol: image::Symbol<'a>| Entry { name: symbol.name, global: is_global(symbol.kind) };
         let of_module = |module: &StockModule<'a>| {
             let entries = module.symbols().map(|(name, global)| Entry { name, global });
@@ -115,7 +118,7 @@ impl Stock {
     }
 
     /// What the manifest says of the kernel.
-    pub(super) fn kernel(&self) -> Result<manifest::Kernel, Failure> {
+    pub(crate) fn kernel(&self) -> Result<manifest::Kernel, Failure> {
         let id = self.image.build_id();
         let bytes: [u8; 20] = id
             .bytes()
@@ -124,18 +127,20 @@ impl Stock {
         Ok(manifest::Kernel { release: self.image.release().to_owned(), build_id: BuildId::from(bytes) })
     }
 
-    /// What the manifest says of a function that is replaced.
-    pub(super) fn function(
+    /// What the manifest says of a function that is replaced by `new`.
+    pub(crate) fn function(
         &self,
-        replacement: &Replacement,
+        old: &Symbol,
+        new: &str,
         modules: &[StockModule<'_>],
     ) -> Result<Function, Failure> {
-        let Symbol { name, object, position } = replacement.old.clone();
+        let Symbol { name, object, position } = old.clone();
         let (code, holes) = match &object {
             None => (self.code(&name, position).map_err(Failure::refused)?.into(), Vec::new()),
             Some(object) => {
                 let module = modules.iter().find(|module| module.name() == object);
-                let module = module.ok_or_else(|| Failure::failed(format!("{object} has not been read")))?;
+                let unread = || StockError::NoModule { name: name.clone(), object: object.clone() };
+                let module = module.ok_or_else(|| Failure::refused(unread()))?;
                 let no_code =
                     |source| StockError::NoCode { name: name.clone(), object: object.clone(), source };
                 let original = module.function(&name, position).map_err(no_code).map_err(Failure::refused)?;
@@ -143,7 +148,7 @@ impl Stock {
             }
         };
         let size = u32::try_from(code.as_bytes().len()).unwrap_or(u32::MAX);
-        Ok(Function { name, object, position, new: replacement.new.clone(), size, code, holes })
+        Ok(Function { name, object, position, new: new.to_owned(), size, code, holes })
     }
 
     /// The code of a function of the image, if it can be made to jump somewhere else.
