@@ -16,6 +16,7 @@ use crate::bed::{self, Cpu, Ending, Host, HostSpec, Image, vmlinux};
 use crate::cache::Cache;
 use crate::cargo::cargo;
 use crate::command::{command, run as output_of};
+use crate::fixes;
 use crate::images;
 use crate::kernels::{self, Flavour, Need, Series};
 use crate::progress::{self, Step};
@@ -55,6 +56,8 @@ enum Group {
     Pause,
     /// Looking at every kernel stack, of guests with few and many tasks.
     Census,
+    /// Applying patches, and rolling them back.
+    Patch,
 }
 
 /// Does what the command line asks for.
@@ -64,7 +67,7 @@ pub fn run(chore: &Bench) -> Result<()> {
     let spec = HostSpec {
         timeout: LIMIT,
         profile: "release".to_owned(),
-        images: images_for(wants(Group::Disk))?,
+        images: images_for(wants(Group::Disk), wants(Group::Patch))?,
         ..HostSpec::default()
     };
     let (host, _) = spec.host();
@@ -112,13 +115,20 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-fn images_for(disk: bool) -> Result<Vec<Image>> {
+fn images_for(disk: bool, patch: bool) -> Result<Vec<Image>> {
     let cache = Cache::open()?;
     let kernel = kernels::find(&cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
     let mut images = small_images()?;
     images.push(Image { name: "vmlinux-6.1-cloud".to_owned(), path: vmlinux::unpacked(&cache, &kernel)? });
     if disk {
         images.push(Image { name: "debian.img".to_owned(), path: images::debian(&cache)? });
+    }
+    if patch {
+        let mut add = |name: &str, path| images.push(Image { name: name.to_owned(), path });
+        add("agent.cpio", images::agent(&cache)?);
+        for (name, path) in fixes::harmless(&cache, &kernel)? {
+            add(&format!("{name}.lup"), path);
+        }
     }
     Ok(images)
 }

@@ -91,6 +91,9 @@ struct Patch {
     path: PathBuf,
 }
 
+/// The patch that closes none.
+const HARMLESS: &str = "version";
+
 /// A kernel with a hole, and the patch that closes it. Where Debian has dropped that kernel, or its source, the newest one and a
 /// patch that changes nothing but what /proc/version says.
 fn kernel_and_patch(cache: &Cache) -> Result<(Kernel, Patch)> {
@@ -105,9 +108,10 @@ fn kernel_and_patch(cache: &Cache) -> Result<(Kernel, Patch)> {
     }
     note("Debian has no kernel with a known hole, or not its source: a patch is shown that closes none.");
     let kernel = kernels::find(cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
-    let path = fixes::harmless(cache, &kernel)?;
+    let path = fixes::harmless(cache, &kernel)?.into_iter().find(|(name, _)| *name == HARMLESS);
+    let (_, path) = path.context("there is no harmless patch")?;
     let what = "/proc/version says that it is patched; no hole is closed";
-    Ok((kernel, Patch { name: "version", what, path }))
+    Ok((kernel, Patch { name: HARMLESS, what, path }))
 }
 
 /// Microseconds as milliseconds.

@@ -61,8 +61,8 @@ pub fn live_patches(cache: &Cache) -> Result<Option<Vec<(String, PathBuf)>>> {
     }
 }
 
-/// A live patch of any kernel that closes nothing: /proc/version says that it is applied. It is not signed.
-pub fn harmless(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
+/// Live patches of any kernel that close nothing and do no harm: names and files. They are not signed.
+pub fn harmless(cache: &Cache, kernel: &Kernel) -> Result<Vec<(&'static str, PathBuf)>> {
     live::harmless(cache, kernel)
 }
 

@@ -5,6 +5,7 @@
 #include <linux/init.h>
 #include <linux/module.h>
 #include <linux/ptrace.h>
+#include <linux/sched.h>
 #include <linux/seq_file.h>
 #include <linux/utsname.h>
 
@@ -14,6 +15,7 @@ extern const char linux_proc_banner[] __attribute__((weak));
 int lucos_version_proc_show(struct seq_file *m, void *v);
 long lucos_sys_pause(const struct pt_regs *regs);
 long lucos_sys_getppid(const struct pt_regs *regs);
+long lucos_sys_getpid(const struct pt_regs *regs);
 
 /* For version_proc_show, which prints /proc/version (fs/proc/version.c). */
 int lucos_version_proc_show(struct seq_file *m, void *v)
@@ -33,6 +35,12 @@ long lucos_sys_pause(const struct pt_regs *regs)
 long lucos_sys_getppid(const struct pt_regs *regs)
 {
 	return 0x6c75636f;
+}
+
+/* For __x64_sys_getpid: the same. */
+long lucos_sys_getpid(const struct pt_regs *regs)
+{
+	return task_tgid_vnr(current);
 }
 
 static int __init patch_init(void)

@@ -80,44 +80,87 @@ pub(super) fn all(cache: &Cache, patches: &[Patch]) -> Result<Option<Vec<(String
     Ok(Some(patches.iter().map(live).collect()))
 }
 
-/// What [`harmless`] is; the rest is the kernel's.
-const HARMLESS: &str = r#"
-name = "version"
-summary = "/proc/version says that it is patched"
+/// Live patches of our own code, which do no harm: names, what they say of themselves, and pairs of functions, old and new.
+const HARMLESS: [(&str, &str, &[Pair]); 3] = [
+    ("version", "/proc/version says that it is patched", &[("version_proc_show", "lucos_version_proc_show")]),
+    ("getpid", "getpid does what it did", &[("__x64_sys_getpid", "lucos_sys_getpid")]),
+    ("many", "system calls that hardly anybody makes are refused", &MANY),
+];
 
-[module]
-name = "lucos_patch"
+/// A function, and the one that takes its place.
+type Pair = (&'static str, &'static str);
 
-[[module.symbols]]
-name = "linux_proc_banner"
-source = { name = "linux_proc_banner" }
+/// Functions that nothing in a small guest calls.
+const MANY: [Pair; 32] = [
+    ("__x64_sys_acct", REFUSE),
+    ("__x64_sys_add_key", REFUSE),
+    ("__x64_sys_adjtimex", REFUSE),
+    ("__x64_sys_fanotify_init", REFUSE),
+    ("__x64_sys_fsconfig", REFUSE),
+    ("__x64_sys_fsmount", REFUSE),
+    ("__x64_sys_fsopen", REFUSE),
+    ("__x64_sys_fspick", REFUSE),
+    ("__x64_sys_get_mempolicy", REFUSE),
+    ("__x64_sys_io_cancel", REFUSE),
+    ("__x64_sys_io_destroy", REFUSE),
+    ("__x64_sys_io_setup", REFUSE),
+    ("__x64_sys_io_submit", REFUSE),
+    ("__x64_sys_kcmp", REFUSE),
+    ("__x64_sys_keyctl", REFUSE),
+    ("__x64_sys_mbind", REFUSE),
+    ("__x64_sys_migrate_pages", REFUSE),
+    ("__x64_sys_mincore", REFUSE),
+    ("__x64_sys_move_mount", REFUSE),
+    ("__x64_sys_move_pages", REFUSE),
+    ("__x64_sys_mq_open", REFUSE),
+    ("__x64_sys_mq_unlink", REFUSE),
+    ("__x64_sys_open_tree", REFUSE),
+    ("__x64_sys_perf_event_open", REFUSE),
+    ("__x64_sys_process_vm_readv", REFUSE),
+    ("__x64_sys_quotactl", REFUSE),
+    ("__x64_sys_request_key", REFUSE),
+    ("__x64_sys_setns", REFUSE),
+    ("__x64_sys_swapoff", REFUSE),
+    ("__x64_sys_swapon", REFUSE),
+    ("__x64_sys_userfaultfd", REFUSE),
+    ("__x64_sys_vmsplice", REFUSE),
+];
+const REFUSE: &str = "lucos_sys_pause";
 
-[[functions]]
-name = "version_proc_show"
-new = "lucos_version_proc_show"
-
-[policy]
-consistency = "coexist"
-coexist_is_safe = "Both versions print, and change nothing."
-"#;
-
-/// Makes a live patch of our own code.
-pub(super) fn harmless(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
+/// Makes live patches of our own code.
+pub(super) fn harmless(cache: &Cache, kernel: &Kernel) -> Result<Vec<(&'static str, PathBuf)>> {
     let module = images::patch_module(cache, kernel)?;
-    let inputs = Inputs::new().with("kernel", &kernel.version).with("manifest", HARMLESS);
+    let inputs = Inputs::new().with("kernel", &kernel.version).with("code", include_str!("live.rs"));
     let inputs = inputs.with("module", fs::read(&module)?);
     let inputs = SOURCES
         .iter()
         .try_fold(inputs, |inputs, path| inputs.with_files(&workspace_root(), Path::new(path)))?;
     let place = cache.entry("fixes/harmless", &inputs, |folder| {
         build()?;
-        let manifest = folder.join("version.toml");
-        fs::write(&manifest, HARMLESS)?;
-        let mut pack = command(bed::target_folder().join("debug").join(PROGRAM));
-        pack.arg("pack").arg(&manifest).arg(&module).arg("--kernel").arg(&kernel.vmlinuz);
-        run(pack.arg("--output").arg(folder.join("version.lup")), "make the live patch version").map(drop)
+        for (name, summary, functions) in HARMLESS {
+            let file = folder.join(format!("{name}.toml"));
+            fs::write(&file, manifest(name, summary, functions))?;
+            let mut pack = command(bed::target_folder().join("debug").join(PROGRAM));
+            pack.arg("pack").arg(&file).arg(&module).arg("--kernel").arg(&kernel.vmlinuz);
+            pack.arg("--output").arg(folder.join(format!("{name}.lup")));
+            run(&mut pack, &format!("make the live patch {name}"))?;
+        }
+        Ok(())
     })?;
-    Ok(place.join("version.lup"))
+    Ok(HARMLESS.map(|(name, _, _)| (name, place.join(format!("{name}.lup")))).to_vec())
+}
+
+/// A manifest that leaves out what the kernel says.
+fn manifest(name: &str, summary: &str, functions: &[Pair]) -> String {
+    let functions = functions.iter().map(|(old, new)| format!("{{ name = {old:?}, new = {new:?} }}"));
+    let functions: Vec<String> = functions.collect();
+    format!(
+        "name = {name:?}\nsummary = {summary:?}\nfunctions = [{}]\n\n\
+         [module]\nname = \"lucos_patch\"\n\
+         symbols = [{{ name = \"linux_proc_banner\", source = {{ name = \"linux_proc_banner\" }} }}]\n\n\
+         [policy]\nconsistency = \"coexist\"\ncoexist_is_safe = \"Neither version changes anything.\"\n",
+        functions.join(", ")
+    )
 }
 
 fn file_name(fix: &Fix) -> String {

@@ -32,9 +32,10 @@ const SOURCES: [(&str, &str); 11] = [
 const MODULES: [&str; 4] = ["lucos_plant.ko", "lucos_trial.ko", PATCH, "lucos_livepatch.ko"];
 const PATCH: &str = "lucos_patch.ko";
 /// Programs, which are put where a guest's shell finds them.
-const PROGRAMS: [(&str, &str); 3] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("bpf", include_str!("../../guest/plant/bpf.c")),
     ("kexec", include_str!("../../guest/plant/kexec.c")),
+    ("caller", include_str!("../../guest/plant/caller.c")),
     ("pauser", include_str!("../../guest/plant/pauser.c")),
 ];
 

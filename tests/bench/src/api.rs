@@ -52,12 +52,22 @@ impl Lucos {
 
     /// What the VMM answers to a question.
     pub(crate) fn get(&self, verb: &str) -> Result<Value> {
-        self.ask("GET", verb)
+        self.ask("GET", verb, &[])
     }
 
-    fn ask(&self, method: &str, verb: &str) -> Result<Value> {
+    /// What it answers to a request with a body.
+    pub(crate) fn put(&self, verb: &str, body: &[u8]) -> Result<Value> {
+        self.ask("PUT", verb, body)
+    }
+
+    fn ask(&self, method: &str, verb: &str, sent: &[u8]) -> Result<Value> {
         let mut stream = connect(&self.0)?;
-        write!(stream, "{method} /api/v1/{verb} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let len = sent.len();
+        write!(
+            stream,
+            "{method} /api/v1/{verb} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n"
+        )?;
+        stream.write_all(sent)?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).with_context(|| format!("no answer to {verb}"))?;
         body(&answer).with_context(|| format!("in answer to {verb}"))
@@ -75,13 +85,13 @@ fn body(answer: &str) -> Result<Value> {
 
 impl Stop for Lucos {
     fn stop(&mut self) -> Result<Stopped> {
-        let report = self.ask("PUT", "vm.pause")?;
+        let report = self.ask("PUT", "vm.pause", &[])?;
         let took = report["took_us"].as_u64().context("the report has no took_us")?;
         Ok(Stopped { took: Some(Duration::from_micros(took)) })
     }
 
     fn go_on(&mut self) -> Result<()> {
-        self.ask("PUT", "vm.resume").map(drop)
+        self.ask("PUT", "vm.resume", &[]).map(drop)
     }
 }
 

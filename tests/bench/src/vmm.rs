@@ -25,6 +25,8 @@ pub(crate) struct Machine {
     pub(crate) memory_mib: u32,
     /// The first is the root file system.
     pub(crate) disks: Vec<Disk>,
+    /// An initramfs, which is then the root file system.
+    pub(crate) initrd: Option<PathBuf>,
     /// Added to the kernel's command line.
     pub(crate) cmdline: String,
     /// A Unix socket for the VMM's control protocol.
@@ -67,6 +69,9 @@ fn lucos(machine: &Machine) -> Command {
         let readonly = if disk.readonly { "on" } else { "off" };
         command.args(["--disk", &format!("path={},readonly={readonly}", disk.path.display())]);
     }
+    if let Some(initrd) = &machine.initrd {
+        command.arg("--initrd").arg(initrd);
+    }
     command.args(["--cmdline", &machine.cmdline]);
     if let Some(socket) = &machine.control {
         command.arg("--api-socket").arg(socket);
@@ -107,6 +112,7 @@ mod tests {
             memory_mib: 512,
             disks: vec![Disk { path: "d.img".into(), readonly: true }],
             cmdline: "LUCOS_RUN=poweroff".into(),
+            initrd: None,
             control: None,
         };
         let words = |vmm: Vmm| {

@@ -67,6 +67,7 @@ fn machine(setting: &Setting, disk: &Path) -> Machine {
             Disk { path: PathBuf::from("jobs.img"), readonly: true },
         ],
         cmdline: "quiet init=/bin/sh -- -c \"mount -t devtmpfs dev /dev; sh /dev/nvme2n1\"".to_owned(),
+        initrd: None,
         control: None,
     }
 }

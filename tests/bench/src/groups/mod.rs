@@ -4,6 +4,7 @@ mod boot;
 mod census;
 mod disk;
 mod memory;
+mod patch;
 mod pause;
 
 use std::fs;
@@ -27,6 +28,8 @@ pub(crate) enum Group {
     Pause,
     /// Looking at every kernel stack.
     Census,
+    /// Applying patches, and rolling them back.
+    Patch,
 }
 
 impl Group {
@@ -44,6 +47,7 @@ impl Group {
             Self::Disk => disk::measure(setting),
             Self::Pause => pause::measure(setting),
             Self::Census => census::measure(setting),
+            Self::Patch => patch::measure(setting),
         }
     }
 }
@@ -85,6 +89,7 @@ impl Setting {
             disks: vec![Disk { path: self.tiny.clone(), readonly: false }],
             // The kernel takes the quotes away and hands the rest to init as a variable.
             cmdline: format!("LUCOS_RUN=\"{command}\""),
+            initrd: None,
             control: None,
         }
     }
@@ -107,6 +112,6 @@ mod tests {
     #[test]
     fn groups_come_once_and_in_order() {
         assert_eq!(Group::chosen(&[Group::Pause, Group::Boot, Group::Boot]), [Group::Boot, Group::Pause]);
-        assert_eq!(Group::chosen(&[]).len(), 5);
+        assert_eq!(Group::chosen(&[]).len(), 6);
     }
 }
