@@ -177,7 +177,7 @@ fn summary(
          guest   Debian 12, kernel {} ({}), unmodified, no initramfs\n  \
          patch   {}: applied, rolled back, applied again; {} ms without a vCPU running, the last time\n  \
          has     {} vCPUs, {} of memory, its root on NVMe; the file system is clean\n  \
-         took    {} s to the login prompt, {} s from the power button to the end, {:.0} s in all",
+         took    {} s to the login prompt, {} s from `poweroff` to the end, {:.0} s in all",
         kernel.release,
         kernel.version,
         patch.what,

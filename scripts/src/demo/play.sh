@@ -109,7 +109,8 @@ show again
 expect closed "and applied again"
 
 pressed=$(now)
-lucos --api-socket vm.sock power-button > button 2>&1 || give_up "the power button does not work: $(cat button)"
+# Not by the power button: an older kernel than the disk was made for has no driver for it there.
+type poweroff
 wait "$vmm"
 status=$?
 vmm=
