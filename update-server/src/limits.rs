@@ -103,6 +103,10 @@ pub const PLACES: usize = 8;
 /// Bytes of code that a jump may be written over: four of one instruction and all of the longest one.
 pub const PLACE_BYTES: usize = 19;
 
+/// Bytes of all memory of one module with a function that is replaced: all of it is searched. The largest of Debian's have less
+/// than half of that.
+pub const SEARCHED_MODULE_BYTES: usize = 64 << 20;
+
 /// Bytes of a patch's module. Those of distributors' live patches have up to some 500 KiB.
 pub const PATCH_MODULE_BYTES: usize = 16 << 20;
 /// Sections of it: a file has 16 bits for them, and one for each function and object makes thousands.

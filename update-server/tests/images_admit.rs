@@ -15,8 +15,10 @@ use patch_module::linked_by_others;
 
 use update_server::image::Image;
 use update_server::phases::admit::{NotAdmitted, admit};
-use update_server::phases::link::{ModuleError, PatchModule};
+use update_server::phases::link::ModuleError;
+use update_server::phases::module_function::ModuleFunction;
 use update_server::phases::place::NoPlace;
+use update_server::server::{self, Old};
 
 fn symbol(name: &str) -> Symbol {
     Symbol { name: name.to_owned(), object: None, position: 0 }
@@ -71,11 +73,13 @@ fn a_patch_for_another_kernel_or_of_another_code_is_refused() {
         let good = manifest(image);
         let patch = admit(image, &good, &module).unwrap();
         assert_eq!(patch.functions.len(), 2, "{kernel}");
-        // The module as the guest gets it refers to where the kernel has been moved to.
-        let distance = 0x1_2000_0000_u64;
-        assert_eq!(PatchModule::read(&patch.module_for(distance)).unwrap().undefined().count(), 0);
         let schedule = image.symbols().only("schedule").unwrap().address;
-        assert_eq!(patch.imports["outside"].now(distance), schedule.wrapping_add(distance), "{kernel}");
+        assert_eq!(
+            patch.imports["outside"],
+            server::Import::Image { linked: schedule, absolute: false },
+            "{kernel}"
+        );
+        assert!(!patch.needs_modules(), "{kernel}");
 
         let refused = |change: &dyn Fn(&mut Manifest)| {
             let mut manifest = good.clone();
@@ -109,10 +113,42 @@ fn a_patch_for_another_kernel_or_of_another_code_is_refused() {
                 as &dyn Fn(&mut Manifest),
             &|manifest| manifest.policy.draining = Draining::Redirect,
             &|manifest| manifest.policy.tombstones = true,
-            &|manifest| manifest.functions[0].object = Some("ext4".to_owned()),
         ] {
             let error = refused(change);
             assert!(matches!(error, NotAdmitted::NotBuilt { .. }), "{kernel}: {error}");
         }
+    }
+}
+
+#[test]
+fn what_is_in_modules_is_left_for_the_guest() {
+    let folder = tempfile::tempdir().unwrap();
+    linked_by_others(folder.path());
+    let module = fs::read(folder.path().join("patch.o")).unwrap();
+    for (kernel, model) in models("what_is_in_modules_is_left_for_the_guest") {
+        let image = model.image();
+        let mut manifest = manifest(image);
+        let function = &mut manifest.functions[0];
+        function.object = Some("ext4".to_owned());
+        function.position = 2;
+        function.holes = vec![(1, 4).into(), (9, 8).into()];
+        let patch = admit(image, &manifest, &module).unwrap();
+        assert!(patch.needs_modules() && matches!(patch.functions[1].old, Old::Image(_)), "{kernel}");
+        let Old::Module(old) = &patch.functions[0].old else { panic!("{kernel}: {:?}", patch.functions[0]) };
+        let expected = ModuleFunction {
+            object: "ext4".to_owned(),
+            name: "ipc_addid".to_owned(),
+            position: Some(1),
+            code: manifest.functions[0].code.as_bytes().to_vec(),
+            holes: vec![1..5, 9..17],
+        };
+        assert_eq!(old, &expected, "{kernel}");
+        manifest.module.symbols[1].source.object = Some("ext4".to_owned());
+        manifest.functions.pop();
+        let patch = admit(image, &manifest, &module).unwrap();
+        let total_forks = || "total_forks".to_owned();
+        let import =
+            server::Import::Module { object: "ext4".to_owned(), name: total_forks(), position: None };
+        assert_eq!(patch.imports["counter"], import, "{kernel}");
     }
 }

@@ -21,7 +21,7 @@ use update_server::phases::link::PatchModule;
 use update_server::phases::place::OldFunction;
 use update_server::phases::stack_check::Presence;
 use update_server::server::{
-    Consistency, Import, NotNow, Patch, PatchId, Refusal, Replacement, State, SwitchError, UpdateServer,
+    Consistency, Import, NotNow, Old, Patch, PatchId, Refusal, Replacement, State, SwitchError, UpdateServer,
 };
 use update_server::x86::jump;
 
@@ -50,13 +50,13 @@ fn bench(test: &str, run: impl Fn(&str, Bench<'_>, PatchModule)) {
 
 /// The guest's kernel is where it was linked for.
 fn import(name: &str) -> Import {
-    Import { linked: resolve(name).unwrap(), absolute: false }
+    Import::Image { linked: resolve(name).unwrap(), absolute: false }
 }
 
 impl Bench<'_> {
     fn patch(&self, name: &str, functions: &[(&str, &str)], module: &PatchModule) -> Patch {
         let replacement = |(old, new): &(&str, &str)| Replacement {
-            old: OldFunction::find(self.model.image(), old, None).unwrap(),
+            old: Old::Image(OldFunction::find(self.model.image(), old, None).unwrap()),
             new: (*new).to_owned(),
         };
         Patch {
@@ -77,8 +77,8 @@ impl Bench<'_> {
     fn apply(&mut self, id: PatchId) -> Result<Presence, SwitchError> {
         let census = self.census();
         let kernel = Running::find(self.model, &self.guest, self.guest.vcpus()).unwrap();
-        let applied = self.server.apply(id, &kernel, &self.guest, &census, &self.sections);
-        applied.map_err(|error| *error)
+        let prepared = self.server.prepare(id, &kernel, &census.loaded.modules, self.sections.clone())?;
+        self.server.apply(&prepared, &kernel, &self.guest, &census).map_err(|error| *error)
     }
 
     fn roll_back(&mut self, id: PatchId) -> Result<(), SwitchError> {
@@ -153,7 +153,7 @@ fn not_a_byte_changes_before_everything_is_as_it_must_be() {
     bench("not_a_byte_changes_before_everything_is_as_it_must_be", |name, mut bench, module| {
         let patch = bench.patch("patch", &[("do_sys_poll", "replaced"), ("ipc_addid", "helper")], &module);
         let quiescent = Patch { consistency: Consistency::Quiescent, ..patch.clone() };
-        let old = patch.functions[1].old.clone();
+        let Old::Image(old) = patch.functions[1].old.clone() else { panic!("{name}: {patch:?}") };
         let vcpus = bench.guest.vcpus().to_vec();
         let (patch, quiescent) = (bench.server.add(patch).unwrap(), bench.server.add(quiescent).unwrap());
         let fails = |bench: &mut Bench<'_>, id, what: &str| {

@@ -125,12 +125,12 @@ impl Sites {
         Self { list, jump_labels: Vec::new(), longest }
     }
 
-    fn with_jump_labels(self, mut jump_labels: Vec<JumpLabel>) -> Self {
+    pub(crate) fn with_jump_labels(self, mut jump_labels: Vec<JumpLabel>) -> Self {
         jump_labels.sort_unstable();
         Self { jump_labels, ..self }
     }
 
-    /// Where each static key branches, by the address of the jump; of modules that is not read.
+    /// Where each static key branches, by the address of the jump.
     pub fn jump_labels(&self) -> &[JumpLabel] {
         &self.jump_labels
     }
@@ -156,7 +156,7 @@ impl Sites {
         let first = start.0.saturating_sub(u64::from(self.longest));
         let from = self.list.partition_point(|site| site.start.0 < first);
         let near = self.list[from..].iter().take_while(move |site| site.start.0 < end);
-        near.filter(move |site| site.start.0 + u64::from(site.len) > start.0)
+        near.filter(move |site| site.start.0.saturating_add(site.len.into()) > start.0)
     }
 }
 

@@ -13,7 +13,9 @@ use super::sections::{self, SectionsLayout};
 use super::space::ReadError;
 use crate::addr::Gva;
 use crate::guest::Memory;
-use crate::image::{AlternativeLayout, Btf, CODE, Site, SiteKind, Sites, Table, entry_bytes, trampolines};
+use crate::image::{
+    AlternativeLayout, Btf, CODE, JumpLabel, Site, SiteKind, Sites, Table, entry_bytes, trampolines,
+};
 use crate::limits::{MODULE_BYTES, MODULE_SECTIONS, MODULE_SITES};
 
 /// What the guest says of one module's sites.
@@ -106,13 +108,15 @@ struct Reader<'a, 'g, M> {
     module: &'a Module,
     budget: &'a mut Budget,
     list: Vec<Site>,
+    labels: Vec<JumpLabel>,
     result: ModuleSites,
 }
 
 impl<'a, 'g, M: Memory> Reader<'a, 'g, M> {
     fn new(kernel: &'a Running<'g, M>, module: &'a Module, budget: &'a mut Budget) -> Self {
         let tables = &kernel.model().module_tables;
-        Self { kernel, tables, module, budget, list: Vec::new(), result: ModuleSites::default() }
+        let result = ModuleSites::default();
+        Self { kernel, tables, module, budget, list: Vec::new(), labels: Vec::new(), result }
     }
 
     fn all(mut self) -> ModuleSites {
@@ -134,7 +138,7 @@ impl<'a, 'g, M: Memory> Reader<'a, 'g, M> {
             Err(why) => SECTIONS.into_iter().for_each(|kind| self.unread(kind.table(), why.clone())),
         }
         self.list.extend(trampolines(&self.module.symbols).filter(|site| self.module.holds(site.start)));
-        self.result.sites = Sites::new(self.list);
+        self.result.sites = Sites::new(self.list).with_jump_labels(self.labels);
         self.result
     }
 
@@ -178,6 +182,9 @@ impl<'a, 'g, M: Memory> Reader<'a, 'g, M> {
         if !table.bytes.is_empty() {
             self.result.entries.insert(kind.table(), table.bytes.len() / size);
         }
+        if kind == SiteKind::JumpLabel {
+            self.labels.extend(table.jump_labels());
+        }
         let mut wrong = None;
         for place in table.places(kind, alternatives).map_err(|error| error.to_string())? {
             let Some(own) = self.module.text_of(place.start) else {
@@ -201,7 +208,8 @@ impl<'a, 'g, M: Memory> Reader<'a, 'g, M> {
     /// Where the tables are that have sections of their own.
     fn sections(&mut self) -> Result<Vec<(SiteKind, Range<Gva>)>, String> {
         let listed = sections::listed(self.kernel, self.module, &mut self.budget.sections)?;
-        let mut ends = self.memory().map_err(text)?;
+        let memory = memory(self.kernel, self.module).map_err(text)?;
+        let mut ends: Vec<Gva> = memory.into_iter().map(|piece| piece.end).collect();
         let mut found = Vec::new();
         for (name, start) in listed {
             ends.push(start);
@@ -216,17 +224,20 @@ impl<'a, 'g, M: Memory> Reader<'a, 'g, M> {
         };
         Ok(found.into_iter().map(|(kind, start)| (kind, range(start))).collect())
     }
+}
 
-    /// Where each of the module's pieces of memory ends.
-    fn memory(&self) -> Result<Vec<Gva>, ReadError> {
-        let space = self.kernel.space();
-        let member = |offset| self.module.address().wrapping_add(offset);
-        let end = |&(base, size): &(u64, u64)| {
-            let base = space.pointer(member(base))?;
-            Ok(base.wrapping_add(u64::from(space.u32(member(size))?)))
-        };
-        self.tables.memory.iter().map(end).collect()
-    }
+/// Each piece of memory that the module has: text, constants and data.
+pub(crate) fn memory(
+    kernel: &Running<'_, impl Memory>,
+    module: &Module,
+) -> Result<Vec<Range<Gva>>, ReadError> {
+    let space = kernel.space();
+    let member = |offset| module.address().wrapping_add(offset);
+    let piece = |&(base, size): &(u64, u64)| {
+        let start = space.pointer(member(base))?;
+        Ok(start..start.wrapping_add(u64::from(space.u32(member(size))?)))
+    };
+    kernel.model().module_tables.memory.iter().map(piece).collect()
 }
 
 fn text(error: ReadError) -> String {

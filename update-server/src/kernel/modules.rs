@@ -1,5 +1,5 @@
-//! The kernel's modules, out of guest memory: allegations, good for walking stacks and naming addresses, and for nothing
-//! that is ever written.
+//! The kernel's modules, out of guest memory: allegations, good for walking stacks and naming addresses. What is written to them
+//! the patch alone decides (`phases::module_function`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -58,6 +58,11 @@ impl Module {
     /// Text that it has only until its init function is done.
     pub fn init_text(&self) -> &Range<Gva> {
         &self.mark.init_text
+    }
+
+    /// Whether `other` is the same module, perhaps at another time; one that was loaded in its place since may look like it.
+    pub fn is(&self, other: &Self) -> bool {
+        (&self.name, self.address(), self.text()) == (&other.name, other.address(), other.text())
     }
 
     /// Whether an instruction at `at` is the module's.

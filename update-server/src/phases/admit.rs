@@ -1,14 +1,16 @@
 //! From a patch's file to what the host knows of it: everything that can be held against the kernel image alone, before the guest
-//! is asked for anything.
+//! is asked for anything. What is in a module can only be looked for in the guest.
 
 use std::collections::BTreeMap;
 
 use lucos_lup::manifest::{self, Draining, Function, Manifest};
 
 use super::link::{ModuleError, PatchModule};
-use super::place::{NoPlace, OldFunction, is_filler};
+use super::module_function::ModuleFunction;
+use super::object::is_filler;
+use super::place::{NoPlace, OldFunction};
 use crate::image::{Image, Symbol};
-use crate::server::{Consistency, Import, Patch, Replacement};
+use crate::server::{Consistency, Import, Old, Patch, Replacement};
 
 /// Why a patch is not for this kernel, or cannot be applied at all.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -91,10 +93,22 @@ pub fn admit(image: &Image, manifest: &Manifest, module: &[u8]) -> Result<Patch,
 
 /// One function: where it jumps, if it is the one that the patch was made for.
 fn replacement(image: &Image, function: &Function) -> Result<Replacement, NotAdmitted> {
-    if function.object.is_some() {
-        return Err(NotAdmitted::NotBuilt { what: "functions of the kernel's modules" });
+    let position = index(function.position);
+    let new = function.new.clone();
+    if let Some(object) = &function.object {
+        let holes = function.holes.iter().map(|hole| {
+            let from = usize::try_from(hole.offset).unwrap_or(usize::MAX);
+            from..from.saturating_add(usize::try_from(hole.len).unwrap_or(usize::MAX))
+        });
+        let old = ModuleFunction {
+            object: object.clone(),
+            name: function.name.clone(),
+            position,
+            code: function.code.as_bytes().to_vec(),
+            holes: holes.collect(),
+        };
+        return Ok(Replacement { old: Old::Module(old), new });
     }
-    let position = usize::try_from(function.position).ok().and_then(|position| position.checked_sub(1));
     let old = OldFunction::find(image, &function.name, position)?;
     let expected = function.code.as_bytes();
     let len = usize::try_from(old.text.end.0 - old.text.start.0).unwrap_or(0);
@@ -105,10 +119,15 @@ fn replacement(image: &Image, function: &Function) -> Result<Replacement, NotAdm
     if same < found.len() || !rest.iter().all(|&byte| is_filler(byte)) {
         return Err(NotAdmitted::OtherCode { function: function.name.clone(), offset: same });
     }
-    Ok(Replacement { old, new: function.new.clone() })
+    Ok(Replacement { old: Old::Image(old), new })
 }
 
-/// Where each undefined symbol of the module is: as the manifest says, or by its own name.
+/// A position as the manifest counts it, from 1 on and with 0 for the only one.
+fn index(position: u32) -> Option<usize> {
+    usize::try_from(position).ok().and_then(|position| position.checked_sub(1))
+}
+
+/// What each undefined symbol of the module stands for: as the manifest says, or by its own name.
 fn imports(
     image: &Image,
     manifest: &Manifest,
@@ -117,23 +136,26 @@ fn imports(
     let mut found = BTreeMap::new();
     for name in module.undefined() {
         let listed = manifest.module.symbols.iter().find(|import| import.name == name);
-        let symbol = match listed {
+        let symbol = match listed.map(|import| &import.source) {
             None => image.symbols().only(name),
-            Some(import) if import.source.object.is_some() => {
-                return Err(NotAdmitted::NotBuilt { what: "symbols of the kernel's modules" });
+            Some(manifest::Symbol { name: symbol, object: Some(object), position }) => {
+                let (object, symbol) = (object.clone(), symbol.clone());
+                let import = Import::Module { object, name: symbol, position: index(*position) };
+                found.insert(name.to_owned(), import);
+                continue;
             }
-            Some(import) => nth(image, &import.source.name, import.source.position),
+            Some(source) => nth(image, &source.name, source.position),
         };
         let missing = || ModuleError::Symbol { symbol: name.to_owned() };
         let symbol = symbol.ok_or_else(missing)?;
-        found.insert(name.to_owned(), Import { linked: symbol.address, absolute: symbol.absolute });
+        found.insert(name.to_owned(), Import::Image { linked: symbol.address, absolute: symbol.absolute });
     }
     Ok(found)
 }
 
 /// The only symbol of a name, or the n-th by address.
 fn nth<'i>(image: &'i Image, name: &str, position: u32) -> Option<Symbol<'i>> {
-    match usize::try_from(position).ok()?.checked_sub(1) {
+    match index(position) {
         None => image.symbols().only(name),
         Some(index) => image.symbols().named(name).nth(index),
     }

@@ -5,6 +5,7 @@
 //! | [`admit`] | whether the patch is for this kernel |
 //! | [`link`] | whether what the guest has loaded is the patch |
 //! | [`place`] | where a function can be made to jump to another one |
+//! | [`module_function`] | the same of the kernel's modules, while the guest runs |
 //! | [`quiet`] | whether the guest is changing its text at this moment |
 //! | [`stack_check`] | who is in the code that is replaced |
 //! | [`rewrite`] | which bytes change |
@@ -13,6 +14,9 @@
 pub mod admit;
 pub mod drain;
 pub mod link;
+pub mod loaded_module;
+pub mod module_function;
+pub mod object;
 pub mod place;
 pub mod quiet;
 pub mod rewrite;

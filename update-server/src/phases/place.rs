@@ -7,26 +7,26 @@ use std::ops::Range;
 
 use iced_x86::{Code, Decoder, DecoderOptions};
 
+use super::object::{Home, Object};
 use crate::addr::Gva;
-use crate::image::{Image, JumpLabel, Site, SiteKind, Symbol};
+use crate::guest::Memory;
+use crate::image::{Image, JumpLabel, Site, SiteKind, Symbol, Symbols};
+use crate::kernel::running::Running;
 use crate::limits::{PLACE_BYTES, PLACES};
 use crate::x86::branches::{self, Lead, Leading};
 use crate::x86::jump::JUMP_BYTES;
-use crate::x86::{INT3, NOP};
 
-/// Why a function cannot be replaced. Addresses are those that the kernel was linked for.
+/// Why a function cannot be replaced. Addresses are those that the kernel was linked for, and a module's are those in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoPlace {
-    /// It is not in the kernel's table of symbols.
-    #[error("the kernel has no function {function}")]
+    /// It is not in the table of symbols.
+    #[error("there is no function {function}")]
     Unknown {
         /// Its name.
         function: String,
     },
     /// Several have its name, and the patch does not say which.
-    #[error(
-        "the kernel has {count} functions {function}; the patch must say which, by its position among them"
-    )]
+    #[error("there are {count} functions {function}; the patch must say which, by its position among them")]
     Ambiguous {
         /// Its name.
         function: String,
@@ -101,7 +101,7 @@ pub enum NoPlace {
 /// One place that gets a jump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Its first byte, where it was linked for.
+    /// Its first byte.
     pub at: Gva,
     /// Bytes of the whole instructions that the jump is written over.
     pub len: u8,
@@ -116,11 +116,13 @@ impl Place {
     }
 }
 
-/// A function of the kernel that is to be replaced. Addresses are those that the kernel was linked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A function of the kernel or of a module that is to be replaced. What its addresses mean, its home says.
+#[derive(Debug, Clone)]
 pub struct OldFunction {
     /// Its name.
     pub name: String,
+    /// What it is a part of.
+    pub home: Home,
     /// Its code, without what is filled up behind it.
     pub text: Range<Gva>,
     /// The parts of it that lie elsewhere (`NAME.cold`).
@@ -149,31 +151,52 @@ impl OldFunction {
     /// 0 on.
     pub fn find(image: &Image, name: &str, position: Option<usize>) -> Result<Self, NoPlace> {
         let function = || name.to_owned();
-        let mut named: Vec<_> = image.symbols().named(name).filter(Symbol::is_function).collect();
-        named.dedup_by_key(|symbol| symbol.address);
-        let symbol = match (&named[..], position) {
-            ([], _) => return Err(NoPlace::Unknown { function: function() }),
-            ([only], None) => only,
-            (several, None) => {
-                return Err(NoPlace::Ambiguous { function: function(), count: several.len() });
-            }
-            (several, Some(index)) => {
-                several.get(index).ok_or_else(|| NoPlace::Unknown { function: function() })?
-            }
-        };
+        let start = only_function(image.symbols(), name, position)?;
         if image.relocations().is_empty() {
             return Err(NoPlace::NoRelocations);
         }
-        let text = text_of(image, symbol.address).ok_or_else(|| NoPlace::Gone { function: function() })?;
-        if is_entry(image, symbol.address) {
+        let text = image.text_of(start).ok_or_else(|| NoPlace::Gone { function: function() })?;
+        if is_entry(image, start) {
             return Err(NoPlace::Entry { function: function() });
         }
-        let mut old =
-            Self { name: function(), text, cold: Vec::new(), places: Vec::new(), before: Vec::new() };
-        old.cold = old.cold_parts(image);
-        old.find_places(image)?;
-        old.refuse_branches(image)?;
+        let old = Self::placed(image, name, Home::Image, text)?;
+        old.refuse_branches(&branches::leading_to(image, &old.jumps()))?;
         Ok(old)
+    }
+
+    /// The function of `object` that has `text`, with its places. What leads to those is another question.
+    pub(super) fn placed(
+        object: &impl Object,
+        name: &str,
+        home: Home,
+        text: Range<Gva>,
+    ) -> Result<Self, NoPlace> {
+        let name = name.to_owned();
+        let mut old = Self { name, home, text, cold: Vec::new(), places: Vec::new(), before: Vec::new() };
+        old.cold = old.cold_parts(object);
+        old.find_places(object)?;
+        Ok(old)
+    }
+
+    /// Where in the guest one of its addresses is.
+    pub fn now(&self, kernel: &Running<'_, impl Memory>, at: Gva) -> Gva {
+        self.home.now(kernel, at)
+    }
+
+    /// By which functions of one guest are told apart: where its code is.
+    pub fn key(&self, kernel: &Running<'_, impl Memory>) -> Gva {
+        self.now(kernel, self.text.start)
+    }
+
+    /// Whether the byte at `at` in the guest is in a place of it, if it is in a module.
+    pub(crate) fn is_module_place(&self, at: Gva) -> bool {
+        let contains = |place: &Place| (place.at..place.at.wrapping_add(place.len.into())).contains(&at);
+        self.home.module().is_some() && self.places.iter().any(contains)
+    }
+
+    /// The bytes of its jumps.
+    pub(super) fn jumps(&self) -> Vec<Range<Gva>> {
+        self.places.iter().map(Place::jump).collect()
     }
 
     /// Where the instruction at `at` is; `behind_call` if a call returns there, which has its last byte before it.
@@ -192,25 +215,25 @@ impl OldFunction {
     }
 
     /// The instructions of its text, up to the first that is none.
-    fn instructions<'i>(&self, image: &'i Image) -> Option<Decoder<'i>> {
+    fn instructions<'i>(&self, object: &'i impl Object) -> Option<Decoder<'i>> {
         let len = usize::try_from(self.text.end.0 - self.text.start.0).ok()?;
-        let code = image.bytes(self.text.start, len)?;
+        let code = object.bytes(self.text.start, len)?;
         Some(Decoder::with_ip(64, code, self.text.start.0, DecoderOptions::NONE))
     }
 
     /// The compiler puts what is seldom run into a part with a name of its own, and only the function itself goes there.
-    fn cold_parts(&self, image: &Image) -> Vec<Range<Gva>> {
+    fn cold_parts(&self, object: &impl Object) -> Vec<Range<Gva>> {
         let mut parts = Vec::new();
         let name = format!("{}.cold", self.name);
-        for instruction in self.instructions(image).into_iter().flatten() {
+        for instruction in self.instructions(object).into_iter().flatten() {
             let target = Gva(instruction.near_branch_target());
             if target.0 == 0 || self.text.contains(&target) {
                 continue;
             }
-            let Some((symbol, _)) = image.symbols().function(target) else { continue };
+            let Some((symbol, _)) = object.symbols().function(target) else { continue };
             // A static function that several files have has parts with numbers behind their names.
             if symbol.name.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-                && let Some(part) = text_of(image, symbol.address)
+                && let Some(part) = object.text_of(symbol.address)
                 && !parts.contains(&part)
             {
                 parts.push(part);
@@ -220,7 +243,7 @@ impl OldFunction {
     }
 
     /// Follows each way from the first instruction up to where a jump can be.
-    fn find_places(&mut self, image: &Image) -> Result<(), NoPlace> {
+    fn find_places(&mut self, object: &impl Object) -> Result<(), NoPlace> {
         let mut ways: Vec<(Gva, Option<JumpLabel>)> = vec![(self.text.start, None)];
         let mut seen = 0;
         while let Some((at, label)) = ways.pop() {
@@ -228,23 +251,21 @@ impl OldFunction {
             if seen > PLACES {
                 return Err(NoPlace::TooManyWays { function: self.name.clone(), limit: PLACES });
             }
-            let site = image.sites().overlapping(at, 1).find(|site| site.start == at);
-            let nop = site.filter(|site| site.kind == SiteKind::Ftrace);
+            let site = object.sites().overlapping(at, 1).find(|site| site.start == at);
+            let nop = site.filter(|site| object.is_tracers(site));
             let key = site.filter(|site| site.kind == SiteKind::JumpLabel);
             let behind = |site: &Site| site.start.wrapping_add(site.len.into());
-            if let Some(skipped) = self.mark(image, at).or_else(|| nop.map(behind)) {
+            if let Some(skipped) = self.mark(object, at).or_else(|| nop.map(behind)) {
                 self.before.push(at..skipped);
                 // What goes on only here does so, too.
                 ways.push((skipped, label));
             } else if let Some(key) = key {
-                let index = image.sites().jump_labels().partition_point(|label| label.code < at);
-                let label = image.sites().jump_labels().get(index).filter(|label| label.code == at);
-                let label = *label.ok_or_else(|| self.in_the_way(key))?;
+                let label = object.key(at).ok_or_else(|| self.in_the_way(key))?;
                 self.before.push(at..behind(key));
                 ways.push((behind(key), None));
                 ways.push((label.target, Some(label)));
             } else {
-                let place = self.place(image, at, label)?;
+                let place = self.place(object, at, label)?;
                 if !self.places.contains(&place) {
                     self.places.push(place);
                 }
@@ -260,8 +281,8 @@ impl OldFunction {
     }
 
     /// Behind the mark for indirect branches at `at`, if there is one.
-    fn mark(&self, image: &Image, at: Gva) -> Option<Gva> {
-        let bytes = image.bytes(at, 4)?;
+    fn mark(&self, object: &impl Object, at: Gva) -> Option<Gva> {
+        let bytes = object.bytes(at, 4)?;
         let instruction = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
         let is_first = at == self.text.start;
         (is_first && instruction.code() == Code::Endbr64).then(|| at.wrapping_add(4))
@@ -272,12 +293,12 @@ impl OldFunction {
     }
 
     /// The place at `at`, over whole instructions that nobody else has an interest in.
-    fn place(&self, image: &Image, at: Gva, label: Option<JumpLabel>) -> Result<Place, NoPlace> {
+    fn place(&self, object: &impl Object, at: Gva, label: Option<JumpLabel>) -> Result<Place, NoPlace> {
         let function = || self.name.clone();
         let part = std::iter::once(&self.text).chain(&self.cold).find(|part| part.contains(&at));
         let end = part.ok_or_else(|| NoPlace::NoCode { function: function(), at })?.end;
         let room = usize::try_from(end.0 - at.0).unwrap_or(usize::MAX).min(PLACE_BYTES);
-        let code = image.bytes(at, room).ok_or_else(|| NoPlace::NoCode { function: function(), at })?;
+        let code = object.bytes(at, room).ok_or_else(|| NoPlace::NoCode { function: function(), at })?;
         let mut decoder = Decoder::with_ip(64, code, at.0, DecoderOptions::NONE);
         while decoder.position() < JUMP_BYTES {
             let here = Gva(decoder.ip());
@@ -294,18 +315,18 @@ impl OldFunction {
             }
         }
         let len = decoder.position();
-        if let Some(site) = image.sites().overlapping(at, len as u64).next() {
+        if let Some(site) = object.sites().overlapping(at, len as u64).next() {
             return Err(self.in_the_way(site));
         }
         Ok(Place { at, len: u8::try_from(len).unwrap_or(u8::MAX), label })
     }
 
     /// Nothing may lead into a jump, nor to its first byte, unless that is where everybody begins.
-    fn refuse_branches(&self, image: &Image) -> Result<(), NoPlace> {
-        let taken: Vec<_> = self.places.iter().map(Place::jump).collect();
-        for Leading { to, from, kind } in branches::leading_to(image, &taken) {
+    /// What else is in `leading` does not matter.
+    pub(super) fn refuse_branches(&self, leading: &[Leading]) -> Result<(), NoPlace> {
+        for &Leading { to, from, kind } in leading {
             let place = self.places.iter().find(|place| place.jump().contains(&to));
-            let expected = place.is_some_and(|place| {
+            let expected = place.is_none_or(|place| {
                 let own_key = place.label.is_some_and(|label| label.code == from);
                 to == place.at && (to == self.text.start || own_key)
             });
@@ -314,12 +335,28 @@ impl OldFunction {
                     Lead::Instruction => "a branch",
                     Lead::JumpLabel => "a static key",
                     Lead::Fixup => "the table of exceptions",
-                    Lead::Pointer => "an address in the kernel's data",
+                    Lead::Pointer => "an address in the kernel's or the module's data",
                 };
                 return Err(NoPlace::Branch { function: self.name.clone(), at: to, from, how });
             }
         }
         Ok(())
+    }
+}
+
+/// Where the function `name` begins. With several of that name, `position` tells which, by address from 0 on.
+pub(super) fn only_function(symbols: &Symbols, name: &str, position: Option<usize>) -> Result<Gva, NoPlace> {
+    let function = || name.to_owned();
+    let mut named: Vec<_> = symbols.named(name).filter(Symbol::is_function).collect();
+    named.dedup_by_key(|symbol| symbol.address);
+    match (&named[..], position) {
+        ([], _) => Err(NoPlace::Unknown { function: function() }),
+        ([only], None) => Ok(only.address),
+        (several, None) => Err(NoPlace::Ambiguous { function: function(), count: several.len() }),
+        (several, Some(index)) => {
+            let symbol = several.get(index).ok_or_else(|| NoPlace::Unknown { function: function() })?;
+            Ok(symbol.address)
+        }
     }
 }
 
@@ -329,23 +366,4 @@ fn is_entry(image: &Image, at: Gva) -> bool {
     let symbol = |name| image.symbols().only(name).map(|symbol| symbol.address);
     let (start, end) = (symbol("__entry_text_start"), symbol("__entry_text_end"));
     start.zip(end).is_some_and(|(start, end)| (start..end).contains(&at))
-}
-
-/// Whether functions are filled up with it: INT3 since 5.8, and single-byte NOPs in hand-written code.
-pub(super) fn is_filler(byte: u8) -> bool {
-    matches!(byte, INT3 | NOP)
-}
-
-/// The code of the function that begins at `start`, without what it is filled up with: INT3, NOPs, or nothing. `None` if it is
-/// not in the text that stays.
-fn text_of(image: &Image, start: Gva) -> Option<Range<Gva>> {
-    let (_, section, len) = image.sections().find(|(name, section, len)| {
-        *name == ".text" && start.offset_from(*section).is_some_and(|offset| offset < *len as u64)
-    })?;
-    let limit = section.wrapping_add(len as u64);
-    let (_, next) = image.symbols().function(start)?;
-    let end = next.unwrap_or(limit).min(limit);
-    let code = image.bytes(start, usize::try_from(end.0 - start.0).ok()?)?;
-    let used = code.iter().rposition(|&byte| !is_filler(byte)).map_or(0, |last| last + 1);
-    Some(start..start.wrapping_add(used as u64))
 }

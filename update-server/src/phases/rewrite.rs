@@ -3,7 +3,6 @@
 use super::place::OldFunction;
 use crate::addr::Gva;
 use crate::guest::Memory;
-use crate::image::Image;
 use crate::journal::Edit;
 use crate::kernel::probes::{Probe, is_rewritten};
 use crate::kernel::running::Running;
@@ -30,9 +29,9 @@ pub enum TextError {
         /// Where.
         at: Gva,
     },
-    /// The guest has other code there than its image.
+    /// The guest has other code there than its image, or than the patch has.
     #[error(
-        "the guest's {function} is not the image's: at {at} there is {found:#04x}, not {expected:#04x}, and no table says why"
+        "the guest's {function} is not the one that the patch is for: at {at} there is {found:#04x}, not {expected:#04x}, and no table says why"
     )]
     Differs {
         /// The old function.
@@ -41,7 +40,7 @@ pub enum TextError {
         at: Gva,
         /// The first byte that differs.
         found: u8,
-        /// What the image has.
+        /// What there should be.
         expected: u8,
     },
     /// It cannot be read.
@@ -49,9 +48,9 @@ pub enum TextError {
     Unreadable(#[from] ReadError),
 }
 
-/// What a place has when nobody has changed it: the image's bytes where the kernel is now.
-fn original(image: &Image, distance: u64, at: Gva, len: usize) -> Vec<u8> {
-    image.moved_bytes(at, len, distance).expect("places are within the image's text")
+/// What `function` has when nobody has changed it.
+fn original(kernel: &Running<'_, impl Memory>, function: &OldFunction, at: Gva, len: usize) -> Vec<u8> {
+    function.home.original(kernel, at, len).expect("it was read there when the function was found")
 }
 
 /// What a place has that jumps to `to`.
@@ -71,22 +70,20 @@ pub fn edits(
     from: Option<Gva>,
     to: Option<Gva>,
 ) -> Result<Vec<Edit>, TextError> {
-    let image = kernel.model().image();
-    let distance = kernel.place().distance;
     let bytes = |place: Gva, len, target: Option<Gva>| match target {
-        Some(to) => jumping(function, kernel.now(place), len, to),
-        None => Ok(original(image, distance, place, len)),
+        Some(to) => jumping(function, function.now(kernel, place), len, to),
+        None => Ok(original(kernel, function, place, len)),
     };
     let edit = |place: &super::place::Place| {
         let len = usize::from(place.len);
         let (before, after) = (bytes(place.at, len, from)?, bytes(place.at, len, to)?);
-        Ok(Edit { at: kernel.now(place.at), before, after })
+        Ok(Edit { at: function.now(kernel, place.at), before, after })
     };
     function.places.iter().map(edit).collect()
 }
 
-/// Compares all of `function` with the image: it must be what the patch was made for. What the kernel's tables name may differ, and
-/// so may the places that jump to `from` already.
+/// Compares all of `function` with the image, or with what the patch has of a module: it must be what the patch was made for. What
+/// the kernel's tables name may differ, and so may the places that jump to `from` already.
 pub fn compare(
     kernel: &Running<'_, impl Memory>,
     function: &OldFunction,
@@ -94,14 +91,16 @@ pub fn compare(
     probes: &[Probe],
 ) -> Result<(), TextError> {
     for place in &function.places {
-        let end = kernel.now(place.at.wrapping_add(place.len.into()));
-        let under = |probe: &&Probe| probe.at >= kernel.now(place.at) && probe.at < end;
+        let start = function.now(kernel, place.at);
+        let under = |probe: &&Probe| (start..start.wrapping_add(place.len.into())).contains(&probe.at);
         if let Some(probe) = probes.iter().find(under) {
             return Err(TextError::Probed { function: function.name.clone(), at: probe.at });
         }
     }
     let jumps = edits(kernel, function, None, from)?;
-    for part in std::iter::once(&function.text).chain(&function.cold) {
+    // Of a module's function the patch has the one part that it changes.
+    let others = if function.home.module().is_none() { &*function.cold } else { &[] };
+    for part in std::iter::once(&function.text).chain(others) {
         compare_part(kernel, function, part, &jumps, probes)?;
     }
     Ok(())
@@ -114,10 +113,9 @@ fn compare_part(
     jumps: &[Edit],
     probes: &[Probe],
 ) -> Result<(), TextError> {
-    let image = kernel.model().image();
     let len = usize::try_from(part.end.0 - part.start.0).unwrap_or(0);
-    let mut expected = original(image, kernel.place().distance, part.start, len);
-    let start = kernel.now(part.start);
+    let mut expected = original(kernel, function, part.start, len);
+    let start = function.now(kernel, part.start);
     for jump in jumps {
         let within = jump.at.offset_from(start).and_then(|offset| usize::try_from(offset).ok());
         let place = within.and_then(|from| expected.get_mut(from..from + jump.after.len()));
@@ -129,8 +127,9 @@ fn compare_part(
     kernel.space().read(start, &mut found)?;
     let bytes = (0_u64..).zip(found.iter().zip(&expected));
     for (offset, (&found, &expected)) in bytes.filter(|(_, (found, expected))| found != expected) {
-        let (linked, at) = (part.start.wrapping_add(offset), start.wrapping_add(offset));
-        if image.sites().rewritten_at(linked).is_none() && !is_rewritten(probes, at) {
+        let at = start.wrapping_add(offset);
+        let is_theirs = function.home.may_differ(kernel, part.start.wrapping_add(offset));
+        if !is_theirs && !is_rewritten(probes, at) {
             return Err(TextError::Differs { function: function.name.clone(), at, found, expected });
         }
     }
@@ -144,7 +143,7 @@ pub fn probe_on_jump(
     probes: &[Probe],
 ) -> Result<Option<Gva>, ReadError> {
     for place in &function.places {
-        let at = kernel.now(place.at);
+        let at = function.now(kernel, place.at);
         let armed = kernel.space().array::<1>(at)?[0] == INT3;
         if armed || probes.iter().any(|probe| probe.at == at) {
             return Ok(Some(at));

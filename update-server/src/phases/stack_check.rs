@@ -14,7 +14,7 @@ use crate::kernel::running::Running;
 /// Code that is watched.
 #[derive(Debug, Clone)]
 pub enum Watched<'a> {
-    /// A function of the kernel that is replaced.
+    /// A function of the kernel or of a module that is replaced.
     Function(&'a OldFunction),
     /// Code that took the place of others, where it is now; its name is for people.
     Code(&'a str, Range<Gva>),
@@ -60,7 +60,7 @@ impl Presence {
                 let found = watched.iter().find_map(|watched| {
                     let (function, position) = match watched {
                         Watched::Function(old) => {
-                            (&*old.name, old.position(kernel.linked(at), frame.behind_call))
+                            (&*old.name, old.position(old.home.here(kernel, at), frame.behind_call))
                         }
                         Watched::Code(name, text) => {
                             let inside = text.contains(&Gva(at.0.wrapping_sub(frame.behind_call.into())));

@@ -2,18 +2,24 @@
 //!
 //! ```text
 //! add ──▶ Ready ──apply──▶ Applied ──roll_back──▶ Ready
-//!           └───────────────┴──── the kernel is another one: Gone
+//!           └───────────────┴──── the kernel is another one, or the patched modules are unloaded: Gone
 //! ```
+//!
+//! Around `apply`: [`UpdateServer::link`] makes of the patch's module what the guest is to load, and [`UpdateServer::prepare`] finds in
+//! the guest what can be found before it stands still.
 //!
 //! Patches of one function form a stack: the function jumps to what the last one brought. One further down can go without
 //! anything changing in the guest.
 
 mod patch;
+mod prepared;
 mod refusal;
+mod unloaded;
 
 use std::collections::{BTreeMap, HashMap};
 
-pub use patch::{Consistency, Import, Patch, PatchId, Replacement, State};
+pub use patch::{Consistency, Import, Old, Patch, PatchId, Replacement, State};
+pub use prepared::Prepared;
 pub use refusal::{NotNow, Refusal, SwitchError};
 
 use crate::addr::Gva;
@@ -33,8 +39,24 @@ use refusal::not_now;
 struct Entry {
     patch: Patch,
     state: State,
+    /// What its module was linked with in this run of the kernel, by the names of its undefined symbols.
+    linked: Option<BTreeMap<String, Gva>>,
     /// Where the guest has its module, once it was applied in this run of the kernel.
     sections: Option<BTreeMap<String, Gva>>,
+    /// Its functions, while they are switched.
+    switched: Vec<Switched>,
+    /// Modules with such functions that were unloaded since.
+    unloaded: Vec<String>,
+}
+
+/// A function that jumps to a new one, unless another patch has come on top.
+#[derive(Debug, Clone)]
+struct Switched {
+    old: OldFunction,
+    /// The symbol of the new one.
+    new: String,
+    /// Where that is.
+    to: Gva,
 }
 
 /// All patches of one guest.
@@ -42,7 +64,7 @@ struct Entry {
 pub struct UpdateServer {
     patches: BTreeMap<PatchId, Entry>,
     last: u32,
-    /// What each function jumps to, by where it was linked for: the last one counts.
+    /// What each function jumps to, by where it is in the guest: the last one counts.
     jumps: HashMap<Gva, Vec<(PatchId, Gva)>>,
 }
 
@@ -54,7 +76,15 @@ impl UpdateServer {
         }
         self.last += 1;
         let id = PatchId(self.last);
-        self.patches.insert(id, Entry { patch, state: State::Ready, sections: None });
+        let entry = Entry {
+            patch,
+            state: State::Ready,
+            linked: None,
+            sections: None,
+            switched: Vec::new(),
+            unloaded: Vec::new(),
+        };
+        self.patches.insert(id, entry);
         Ok(id)
     }
 
@@ -84,24 +114,26 @@ impl UpdateServer {
             if entry.state == State::Applied {
                 entry.state = State::Gone;
             }
+            entry.linked = None;
             entry.sections = None;
+            entry.switched.clear();
         }
     }
 
-    /// Makes the functions of a patch jump to the new ones, all of them or none. The guest has loaded its module to `sections`.
-    /// Returns who is still inside the old functions.
+    /// Makes the functions of a patch jump to the new ones, all of them or none. Returns who is still inside the old functions.
     pub fn apply<M: Paused>(
         &mut self,
-        id: PatchId,
+        prepared: &Prepared,
         kernel: &Running<'_, M>,
         guest: &M,
         census: &Census,
-        sections: &BTreeMap<String, Gva>,
     ) -> Result<Presence, Box<SwitchError>> {
-        if self.state(id)? != State::Ready {
-            return Err(self.wrong_state(id, State::Ready).into());
+        let Prepared { id, functions, sections, linked } = prepared;
+        self.note_unloaded(kernel, &census.loaded);
+        if self.state(*id)? != State::Ready {
+            return Err(self.wrong_state(*id, State::Ready).into());
         }
-        let patch = &self.entry(id)?.patch;
+        let patch = &self.entry(*id)?.patch;
         let missing = patch.requires.iter().find(|name| !self.is_applied(name));
         if let Some(missing) = missing {
             let (name, missing) = (patch.name.clone(), missing.clone());
@@ -111,23 +143,19 @@ impl UpdateServer {
             return not_now(NotNow::TextChanges { by });
         }
         let livepatched = livepatched(kernel)?;
-        let is_livepatched =
-            |function: &&Replacement| livepatched.contains(&kernel.now(function.old.text.start));
-        if let Some(function) = patch.functions.iter().find(is_livepatched) {
+        let is_livepatched = |function: &&Switched| livepatched.contains(&function.old.key(kernel));
+        if let Some(function) = functions.iter().find(is_livepatched) {
             return not_now(NotNow::Livepatched { function: function.old.name.clone() });
         }
-        let distance = kernel.place().distance;
-        patch.module.compare(kernel, sections, &|name| patch.import(name, distance))?;
+        functions.iter().try_for_each(|function| unloaded::is_live(&function.old, &census.loaded))?;
+        patch.module.compare(kernel, sections, &|name| linked.get(name).copied())?;
         let mut edits = Vec::new();
-        let mut targets = Vec::new();
-        for Replacement { old, new } in &patch.functions {
-            let from = self.target(old);
-            let to = patch.module.symbol(new, sections)?;
+        for Switched { old, to, .. } in functions {
+            let from = self.target(old.key(kernel));
             rewrite::compare(kernel, old, from, &census.loaded.probes)?;
-            edits.extend(rewrite::edits(kernel, old, from, Some(to))?);
-            targets.push((old.text.start, to));
+            edits.extend(rewrite::edits(kernel, old, from, Some(*to))?);
         }
-        let presence = Presence::of(kernel, census, &self.replaced(patch, None));
+        let presence = Presence::of(kernel, census, &self.replaced(kernel, functions, None));
         if !presence.doubts.is_empty() {
             return not_now(NotNow::Doubt { doubts: presence.doubts });
         }
@@ -138,12 +166,15 @@ impl UpdateServer {
             return not_now(NotNow::Inside { holders: presence.holders });
         }
         Journal::check(kernel.space(), &edits)?.commit(guest)?;
-        for (function, to) in targets {
-            self.jumps.entry(function).or_default().push((id, to));
+        for Switched { old, to, .. } in functions {
+            self.jumps.entry(old.key(kernel)).or_default().push((*id, *to));
         }
-        self.set_state(id, State::Applied);
-        if let Some(entry) = self.patches.get_mut(&id) {
+        if let Some(entry) = self.patches.get_mut(id) {
+            entry.state = State::Applied;
+            entry.linked = Some(linked.clone());
             entry.sections = Some(sections.clone());
+            entry.switched.clone_from(functions);
+            entry.unloaded.clear();
         }
         Ok(presence)
     }
@@ -156,10 +187,12 @@ impl UpdateServer {
         guest: &M,
         census: &Census,
     ) -> Result<Presence, Box<SwitchError>> {
+        self.note_unloaded(kernel, &census.loaded);
         if self.state(id)? != State::Applied {
             return Err(self.wrong_state(id, State::Applied).into());
         }
-        let patch = &self.entry(id)?.patch;
+        let entry = self.entry(id)?;
+        let patch = &entry.patch;
         let dependent = self
             .patches()
             .find(|(_, other, state)| *state == State::Applied && other.requires.contains(&patch.name));
@@ -171,19 +204,20 @@ impl UpdateServer {
             return not_now(NotNow::TextChanges { by });
         }
         let mut edits = Vec::new();
-        for Replacement { old, .. } in &patch.functions {
-            let stack = self.jumps.get(&old.text.start).map_or(&[][..], |stack| stack);
+        for Switched { old, .. } in &entry.switched {
+            let stack = self.jumps.get(&old.key(kernel)).map_or(&[][..], |stack| stack);
             let [below @ .., (top, own)] = stack else { continue };
             if *top != id {
                 continue;
             }
+            unloaded::is_live(old, &census.loaded)?;
             if let Some(at) = rewrite::probe_on_jump(kernel, old, &census.loaded.probes)? {
                 return not_now(NotNow::Probed { function: old.name.clone(), at });
             }
             let to = below.last().map(|(_, to)| *to);
             edits.extend(rewrite::edits(kernel, old, Some(*own), to)?);
         }
-        let presence = Presence::of(kernel, census, &Self::brought(self.entry(id)?));
+        let presence = Presence::of(kernel, census, &Self::brought(entry));
         if patch.consistency == Consistency::Quiescent {
             if !presence.doubts.is_empty() {
                 return not_now(NotNow::Doubt { doubts: presence.doubts });
@@ -197,7 +231,10 @@ impl UpdateServer {
             stack.retain(|(owner, _)| *owner != id);
         }
         self.jumps.retain(|_, stack| !stack.is_empty());
-        self.set_state(id, State::Ready);
+        if let Some(entry) = self.patches.get_mut(&id) {
+            entry.state = State::Ready;
+            entry.switched.clear();
+        }
         Ok(presence)
     }
 
@@ -211,23 +248,33 @@ impl UpdateServer {
     ) -> Result<Presence, Refusal> {
         let entry = self.entry(id)?;
         let watched = match entry.state {
-            State::Applied => self.replaced(&entry.patch, Some(id)),
+            // Where an unloaded module was, others may be by now.
+            State::Applied => {
+                let is_there = |function: &&Switched| unloaded::is_listed(&function.old, &census.loaded);
+                self.replaced(kernel, entry.switched.iter().filter(is_there), Some(id))
+            }
             State::Ready | State::Gone => Self::brought(entry),
         };
         Ok(Presence::of(kernel, census, &watched))
     }
 
     /// The code that a patch takes the place of: the kernel's functions, and what patches below it have brought for them.
-    fn replaced<'a>(&'a self, patch: &'a Patch, id: Option<PatchId>) -> Vec<Watched<'a>> {
+    fn replaced<'a, M: Memory>(
+        &'a self,
+        kernel: &Running<'_, M>,
+        functions: impl IntoIterator<Item = &'a Switched>,
+        id: Option<PatchId>,
+    ) -> Vec<Watched<'a>> {
         let mut watched = Vec::new();
-        for Replacement { old, .. } in &patch.functions {
+        for Switched { old, .. } in functions {
             watched.push(Watched::Function(old));
-            let stack = self.jumps.get(&old.text.start).map_or(&[][..], |stack| stack);
+            let key = old.key(kernel);
+            let stack = self.jumps.get(&key).map_or(&[][..], |stack| stack);
             let below = stack.iter().map(|(owner, _)| *owner).take_while(|owner| Some(*owner) != id);
             for entry in below.filter_map(|owner| self.patches.get(&owner)) {
                 let Some(sections) = &entry.sections else { continue };
-                let same = |other: &&Replacement| other.old.text.start == old.text.start;
-                let Some(new) = entry.patch.functions.iter().find(same).map(|other| &*other.new) else {
+                let same = |other: &&Switched| other.old.key(kernel) == key;
+                let Some(new) = entry.switched.iter().find(same).map(|other| &*other.new) else {
                     continue;
                 };
                 let parts = entry.patch.module.function(new, sections).unwrap_or_default();
@@ -244,9 +291,9 @@ impl UpdateServer {
         text.into_iter().flatten().map(|part| Watched::Code(name, part)).collect()
     }
 
-    /// What a function jumps to now.
-    fn target(&self, old: &OldFunction) -> Option<Gva> {
-        self.jumps.get(&old.text.start)?.last().map(|(_, to)| *to)
+    /// What the function at `key` jumps to now.
+    fn target(&self, key: Gva) -> Option<Gva> {
+        self.jumps.get(&key)?.last().map(|(_, to)| *to)
     }
 
     fn is_applied(&self, name: &str) -> bool {
@@ -255,12 +302,6 @@ impl UpdateServer {
 
     fn entry(&self, id: PatchId) -> Result<&Entry, Refusal> {
         self.patches.get(&id).ok_or(Refusal::Unknown { id })
-    }
-
-    fn set_state(&mut self, id: PatchId, state: State) {
-        if let Some(entry) = self.patches.get_mut(&id) {
-            entry.state = state;
-        }
     }
 
     fn wrong_state(&self, id: PatchId, needed: State) -> Refusal {

@@ -1,9 +1,15 @@
 //! A patch, as far as everything static is known of it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::addr::Gva;
+use crate::guest::Memory;
+use crate::kernel::modules::Module;
+use crate::kernel::running::Running;
 use crate::phases::link::PatchModule;
+use crate::phases::loaded_module::{LoadedModuleError, live};
+use crate::phases::module_function::ModuleFunction;
 use crate::phases::place::OldFunction;
 
 /// By which a patch is called, from when it was added on.
@@ -19,28 +25,65 @@ pub enum Consistency {
     Quiescent,
 }
 
+/// A function that is replaced, as it is known before the guest is asked.
+#[derive(Debug, Clone)]
+pub enum Old {
+    /// One of the kernel's image, found there.
+    Image(OldFunction),
+    /// One of a module, to be found in the guest.
+    Module(ModuleFunction),
+}
+
 /// One function, and what takes its place.
 #[derive(Debug, Clone)]
 pub struct Replacement {
     /// The kernel's function.
-    pub old: OldFunction,
+    pub old: Old,
     /// The symbol of the new one in the patch's module.
     pub new: String,
 }
 
 /// A symbol of the kernel that a patch's module refers to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Import {
-    /// Where it was linked for.
-    pub linked: Gva,
-    /// Whether it stays there under KASLR.
-    pub absolute: bool,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Import {
+    /// One of the kernel's image.
+    Image {
+        /// Where it was linked for.
+        linked: Gva,
+        /// Whether it stays there under KASLR.
+        absolute: bool,
+    },
+    /// One of a module.
+    Module {
+        /// The module's name.
+        object: String,
+        /// The symbol's name there.
+        name: String,
+        /// Which of several of that name, by address from 0 on.
+        position: Option<usize>,
+    },
 }
 
 impl Import {
-    /// Where it is in a kernel that has been moved by `distance`.
-    pub fn now(&self, distance: u64) -> Gva {
-        if self.absolute { self.linked } else { self.linked.wrapping_add(distance) }
+    /// Where it is now, in a guest that has `modules`.
+    pub(super) fn now(
+        &self,
+        kernel: &Running<'_, impl Memory>,
+        modules: &[Arc<Module>],
+    ) -> Result<Gva, LoadedModuleError> {
+        match self {
+            Self::Image { linked, absolute: true } => Ok(*linked),
+            Self::Image { linked, absolute: false } => Ok(kernel.now(*linked)),
+            Self::Module { object, name, position } => {
+                let symbols = &live(modules, object)?.symbols;
+                let found = match position {
+                    None => symbols.only(name),
+                    Some(index) => symbols.named(name).nth(*index),
+                };
+                let missing = || LoadedModuleError::Symbol { module: object.clone(), symbol: name.clone() };
+                found.map(|symbol| symbol.address).ok_or_else(missing)
+            }
+        }
     }
 }
 
@@ -62,13 +105,17 @@ pub struct Patch {
 }
 
 impl Patch {
-    /// The module as a guest is to load it whose kernel has been moved by `distance`.
-    pub fn module_for(&self, distance: u64) -> Vec<u8> {
-        self.module.resolved(|name| self.import(name, distance))
+    /// Whether it has to do with modules of the kernel, so that they must be known before its own is linked.
+    pub fn needs_modules(&self) -> bool {
+        let import = |import: &Import| matches!(import, Import::Module { .. });
+        self.module_functions().next().is_some() || self.imports.values().any(import)
     }
 
-    pub(super) fn import(&self, name: &str, distance: u64) -> Option<Gva> {
-        self.imports.get(name).map(|import| import.now(distance))
+    pub(super) fn module_functions(&self) -> impl Iterator<Item = &ModuleFunction> {
+        self.functions.iter().filter_map(|function| match &function.old {
+            Old::Image(_) => None,
+            Old::Module(function) => Some(function),
+        })
     }
 }
 
@@ -79,6 +126,6 @@ pub enum State {
     Ready,
     /// Its functions are switched.
     Applied,
-    /// The kernel that it was applied to is gone, and all of its changes with it.
+    /// The kernel that it was applied to is gone, or all modules that it has changed are, and its changes with them.
     Gone,
 }

@@ -5,6 +5,7 @@ use crate::addr::Gva;
 use crate::journal::JournalError;
 use crate::kernel::space::ReadError;
 use crate::phases::link::ModuleError;
+use crate::phases::loaded_module::LoadedModuleError;
 use crate::phases::rewrite::TextError;
 use crate::phases::stack_check::Holder;
 
@@ -55,6 +56,20 @@ pub enum Refusal {
     /// The guest's copy of the module is not as it must be.
     #[error(transparent)]
     Module(#[from] ModuleError),
+    /// What a module of the kernel has is not as it must be.
+    #[error(transparent)]
+    LoadedModule(#[from] LoadedModuleError),
+    /// The guest has the patch's code, which refers to a module that was loaded to another place since.
+    #[error(
+        "{symbol} is not where it was when the code of patch {name} was linked: its module was loaded again; give the patch another \
+         name and module name"
+    )]
+    Moved {
+        /// Its name.
+        name: String,
+        /// The symbol that it refers to.
+        symbol: String,
+    },
     /// The bytes could not be changed.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -89,6 +104,12 @@ pub enum NotNow {
     Livepatched {
         /// The function.
         function: String,
+    },
+    /// A module whose functions are patched has been taken away, or is about to be.
+    #[error("module {module} is being unloaded, or has been loaded again")]
+    ModuleChanges {
+        /// Its name.
+        module: String,
     },
     /// Somebody stands where the jump is to be.
     #[error("{} ({}) stands where {} is to jump", holder.task.comm, holder.task.pid, holder.function)]

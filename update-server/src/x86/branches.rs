@@ -1,14 +1,14 @@
 //! Who goes to a place: every branch, and every address in the kernel's data, that leads to one of some bytes.
 //!
 //! A jump that is written over instructions must not be met in its middle. What could lead there is looked for in all of the
-//! kernel's text and data, not only in the function itself: hand-written code goes from one function into another.
+//! kernel's text and data, or the module's, not only in the function itself: hand-written code goes from one function into another.
 
 use std::ops::Range;
 
 use iced_x86::{Decoder, DecoderOptions, OpKind};
 
 use crate::addr::Gva;
-use crate::image::{Image, SiteKind};
+use crate::image::{Image, SiteKind, Sites, Symbol, Symbols};
 
 /// Where code is that the kernel runs, or takes in the place of other code (`.altinstr_replacement`). Init code is gone before
 /// anybody patches.
@@ -29,7 +29,7 @@ pub enum Lead {
     Pointer,
 }
 
-/// One of those that lead to a place, both where they were linked for.
+/// One of those that lead to a place, both where they were linked for, or where the module is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Leading {
     /// Where to.
@@ -56,15 +56,66 @@ pub fn leading_to(image: &Image, places: &[Range<Gva>]) -> Vec<Leading> {
     }
     found.retain(|lead| wanted(lead.to));
     near(image, places, &wanted, &mut found);
-    let labels = image.sites().jump_labels().iter().filter(|label| wanted(label.target));
-    found.extend(labels.map(|label| Leading { to: label.target, from: label.code, kind: Lead::JumpLabel }));
-    let fixups = image.sites().iter().filter(|site| site.kind == SiteKind::Fixup && wanted(site.start));
-    found.extend(fixups.map(|site| Leading { to: site.start, from: site.start, kind: Lead::Fixup }));
+    found.extend(tabled(image.sites()).filter(|lead| wanted(lead.to)));
     let pointers = image.pointers().filter(|(_, to)| wanted(*to));
     found.extend(pointers.map(|(from, to)| Leading { to, from, kind: Lead::Pointer }));
     found.sort_unstable();
     found.dedup();
     found
+}
+
+/// A module, as it is in the guest's memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ModuleBytes<'a> {
+    /// Its text.
+    pub(crate) text: (Gva, &'a [u8]),
+    /// All memory that it has.
+    pub(crate) memory: &'a [(Gva, Vec<u8>)],
+    /// Its symbols.
+    pub(crate) symbols: &'a Symbols,
+    /// What its tables say.
+    pub(crate) sites: &'a Sites,
+}
+
+impl ModuleBytes<'_> {
+    /// Finds everything in the module that leads to a byte of `places`, which are where the module is now.
+    ///
+    /// Each function is decoded from its beginning. A word that looks like an address counts as one.
+    pub(crate) fn leading_to(self, places: &[Range<Gva>]) -> Vec<Leading> {
+        let wanted = |at: Gva| places.iter().any(|place| place.contains(&at));
+        let (start, text) = self.text;
+        let end = start.wrapping_add(text.len() as u64);
+        let functions = self.symbols.iter().filter(Symbol::is_function);
+        let within = functions.map(|symbol| symbol.address).filter(|at| (start..end).contains(at));
+        // What no symbol names may be in front of them.
+        let mut begins: Vec<Gva> = std::iter::once(start).chain(within).collect();
+        begins.dedup();
+        let mut found = Vec::new();
+        let ends = begins.iter().skip(1).chain(std::iter::once(&end));
+        for (&begin, &end) in begins.iter().zip(ends) {
+            let code = text.get(span(start, begin)..span(start, end)).unwrap_or_default();
+            found.extend(leads(begin, code).filter(|lead| wanted(lead.to)));
+        }
+        found.extend(tabled(self.sites).filter(|lead| wanted(lead.to)));
+        for (start, bytes) in self.memory {
+            let words = (0_u64..).step_by(8).zip(bytes.as_chunks::<8>().0);
+            let words =
+                words.map(|(offset, &word)| (start.wrapping_add(offset), Gva(u64::from_le_bytes(word))));
+            let leading = words.filter(|(_, to)| wanted(*to));
+            found.extend(leading.map(|(from, to)| Leading { to, from, kind: Lead::Pointer }));
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
+
+/// Where tables say that the kernel goes on.
+fn tabled(sites: &Sites) -> impl Iterator<Item = Leading> {
+    let lead = |to, from, kind| Leading { to, from, kind };
+    let labels = sites.jump_labels().iter().map(move |label| lead(label.target, label.code, Lead::JumpLabel));
+    let fixups = sites.iter().filter(|site| site.kind == SiteKind::Fixup);
+    labels.chain(fixups.map(move |site| lead(site.start, site.start, Lead::Fixup)))
 }
 
 /// Adds the instructions with a distance of 32 bits at their end. These are found by their bytes, and believed if the function
@@ -133,6 +184,42 @@ fn leads(start: Gva, code: &[u8]) -> impl Iterator<Item = Leading> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_in_a_module_leads_to_a_place_is_found() {
+        use crate::image::{JumpLabel, Site, SymbolsBuilder};
+        // A jump with a distance of 32 bits to 0x1013, half of an instruction that no symbol is in front of, jz to 0x1013.
+        let mut text = vec![0x90; 0x20];
+        text[..5].copy_from_slice(&[0xe9, 0x0e, 0, 0, 0]);
+        text[7] = 0xe8;
+        text[8..10].copy_from_slice(&[0x74, 9]);
+        let mut symbols = SymbolsBuilder::new(2);
+        symbols.add(Gva(0x1008), false, 't', "f");
+        symbols.add(Gva(0x9000), false, 't', "elsewhere");
+        let mut data = vec![0; 0x1b];
+        data[8..16].copy_from_slice(&0x1012_u64.to_le_bytes());
+        // Not where words are.
+        data[17..25].copy_from_slice(&0x1012_u64.to_le_bytes());
+        let fixup = |start| Site { start: Gva(start), len: 1, kind: SiteKind::Fixup };
+        let label = |target| JumpLabel { code: Gva(0x1001), target: Gva(target) };
+        let sites = Sites::new(vec![fixup(0x1014), fixup(0x1015)]);
+        let bytes = ModuleBytes {
+            text: (Gva(0x1000), &text),
+            memory: &[(Gva(0x2000), data)],
+            symbols: &symbols.finish(),
+            sites: &sites.with_jump_labels(vec![label(0x1010), label(0x100f)]),
+        };
+        let found = bytes.leading_to(&[Gva(0x1010)..Gva(0x1015)]);
+        let found: Vec<_> = found.iter().map(|lead| (lead.to.0, lead.from.0, lead.kind)).collect();
+        let expected = [
+            (0x1010, 0x1001, Lead::JumpLabel),
+            (0x1012, 0x2008, Lead::Pointer),
+            (0x1013, 0x1000, Lead::Instruction),
+            (0x1013, 0x1008, Lead::Instruction),
+            (0x1014, 0x1014, Lead::Fixup),
+        ];
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn branches_calls_and_addresses_taken_are_found() {

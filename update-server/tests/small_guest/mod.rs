@@ -93,6 +93,16 @@ impl<'p> Guest<'p> {
         self.written.borrow_mut().insert(at.0 & !7, word);
     }
 
+    /// All that was written so far.
+    pub(crate) fn save(&self) -> BTreeMap<u64, u64> {
+        self.written.borrow().clone()
+    }
+
+    /// Takes back all that was written since it was saved.
+    pub(crate) fn return_to(&self, saved: &BTreeMap<u64, u64>) {
+        self.written.borrow_mut().clone_from(saved);
+    }
+
     /// Takes back all that was written.
     pub(crate) fn restore(&self) {
         self.written.borrow_mut().clear();

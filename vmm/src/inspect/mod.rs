@@ -85,6 +85,11 @@ impl KnownStacks {
         self.survey.census()
     }
 
+    /// The code that the kernel has loaded, as of then.
+    pub fn loaded(&self) -> &Loaded {
+        self.survey.loaded()
+    }
+
     /// Those of `generation`; what is known of another one is void.
     fn of(&mut self, generation: &Generation) -> &mut Survey {
         if self.generation.as_ref() != Some(generation) {
@@ -223,7 +228,7 @@ pub fn sections(
     known: &KnownStacks,
     name: &str,
 ) -> Result<BTreeMap<String, Gva>, String> {
-    let mut modules = known.survey.loaded().modules.iter();
+    let mut modules = known.loaded().modules.iter();
     let module = modules.find(|module| module.name == name && module.state() == ModuleState::Live);
     let module = module.ok_or_else(|| format!("the guest has no module {name} that is loaded whole"))?;
     sections::sections(&Running::at(model, memory, place), module).map(BTreeMap::from_iter)

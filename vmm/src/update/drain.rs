@@ -26,7 +26,7 @@ pub(super) enum Left {
 /// Looks at who is left. The guest stands still for it only when nobody seems to be.
 pub(super) fn look(
     access: &dyn Access,
-    server: &UpdateServer,
+    server: &mut UpdateServer,
     id: PatchId,
     expected: &Generation,
     draining: &Draining,
@@ -49,7 +49,10 @@ pub(super) fn look(
         _ => {
             let (presence, _) = pausing(access, |model, guest| {
                 inspect::settle_and(model, guest, &mut known, |kernel, generation, census| {
-                    (generation == expected).then(|| server.presence(id, kernel, census))
+                    (generation == expected).then(|| {
+                        server.note_unloaded(kernel, &census.loaded);
+                        server.presence(id, kernel, census)
+                    })
                 })
             })?;
             let Some(presence) = presence else { return Ok(Left::Gone) };

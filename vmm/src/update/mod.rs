@@ -12,6 +12,7 @@
 //! | `owner.rs` | the thread that owns all patches |
 //! | `steps.rs` | what it does for a patch when that is due |
 //! | `job.rs` | one patch on its way |
+//! | `linking.rs` | what a patch and the guest's modules have to do with each other |
 //! | `switch.rs` | one try to apply a patch or to roll it back |
 //! | `drain.rs` | the wait for those who are left in old code |
 //! | `board.rs` | what everybody may read of it |
@@ -22,6 +23,7 @@ mod board;
 mod drain;
 mod job;
 mod keys;
+mod linking;
 mod owner;
 mod steps;
 mod switch;

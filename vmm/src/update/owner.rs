@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use lucos_abi::Hello;
 use update_server::addr::Gva;
 use update_server::kernel::generation::Generation;
-use update_server::server::{PatchId, UpdateServer};
+use update_server::server::{PatchId, State, UpdateServer};
 
 use super::access::{Access, generation};
 use super::admission::{Admitted, Origin};
 use super::job::{Job, Step, Tries};
+use super::linking;
 use super::switch::Deadline;
 use super::updates::{Event, Inbox};
-use crate::agent::{AgentLink, Answer, AskError, Order, Outcome};
+use crate::agent::{AgentLink, Answer, Order, Outcome};
 use crate::control::ControlError;
 use crate::control::model::{AgentInfo, PatchInfo, PatchState};
 
@@ -155,10 +156,9 @@ impl Owner {
             .server
             .add(admitted.patch.clone())
             .map_err(|error| refused("too_many", error.to_string()))?;
-        let step = self.load(id, &admitted, &generation, limit.get()).map_err(|error| {
+        let step = self.load(id, &admitted, &generation, limit.get()).inspect_err(|_| {
             // It was added just now and is not applied.
             drop(self.server.remove(id));
-            ControlError::Host { why: error.to_string() }
         })?;
         tracing::info!(patch = id.0, name, "a patch was admitted");
         let mut job = Job::new(id, admitted, generation, limit.get(), step);
@@ -177,9 +177,10 @@ impl Owner {
         admitted: &Admitted,
         generation: &Generation,
         limit: Duration,
-    ) -> Result<Step, AskError> {
-        let module = admitted.patch.module_for(generation.place.distance).into();
-        let request = self.link.ask(Order::Load { name: admitted.module.clone(), module })?;
+    ) -> Result<Step, ControlError> {
+        let module = linking::link(&*self.access, &mut self.server, id, &admitted.patch, generation)?.into();
+        let request = self.link.ask(Order::Load { name: admitted.module.clone(), module });
+        let request = request.map_err(|error| ControlError::Host { why: error.to_string() })?;
         *self.asked.entry(id).or_default() += 1;
         Ok(Step::Loading { request, until: Instant::now() + limit })
     }
@@ -267,10 +268,14 @@ impl Owner {
             }
             Outcome::Lost => {
                 let until = job.due().unwrap_or_else(Instant::now);
-                let module = job.admitted.patch.module_for(job.generation.place.distance).into();
-                let order = Order::Load { name: job.admitted.module.clone(), module };
+                let patch = &job.admitted.patch;
+                let module = linking::link(&*self.access, &mut self.server, id, patch, &job.generation);
                 *self.asked.entry(id).or_default() += 1;
-                match self.link.ask(order) {
+                let asked = module.and_then(|module| {
+                    let order = Order::Load { name: job.admitted.module.clone(), module: module.into() };
+                    self.link.ask(order).map_err(|error| ControlError::Host { why: error.to_string() })
+                });
+                match asked {
                     Ok(request) => job.go(Step::Loading { request, until }, job.why.clone()),
                     Err(error) => job.go(Step::Failed, Some(error.to_string())),
                 }
@@ -305,6 +310,7 @@ impl Owner {
             Ok(found) => {
                 self.unknown = None;
                 self.compare(&found);
+                self.look_for_unloaded(&found);
             }
             Err(ControlError::UnknownKernel { why }) => {
                 let now = Instant::now();
@@ -327,6 +333,42 @@ impl Owner {
             self.gone(ANOTHER_KERNEL);
             self.publish();
         }
+    }
+
+    /// Whether modules that patches are in are still there.
+    fn look_for_unloaded(&mut self, generation: &Generation) {
+        if !self.server.is_in_modules() {
+            return;
+        }
+        if let Err(error) = linking::note_unloaded(&*self.access, &mut self.server, generation) {
+            tracing::debug!("the guest's modules could not be looked at: {error}");
+        }
+        if self.show_unloaded() {
+            self.publish();
+        }
+    }
+
+    /// Shows which patches have lost something with modules that were unloaded; whether there are any that were not known.
+    pub(super) fn show_unloaded(&mut self) -> bool {
+        let mut news = false;
+        for job in self.jobs.values_mut().filter(|job| job.state().is_applied()) {
+            let Ok(modules @ [_, ..]) = self.server.unloaded(job.id) else { continue };
+            let modules = modules.join(", ");
+            if self.server.state(job.id) == Ok(State::Gone) {
+                let why = format!(
+                    "the guest has unloaded what was patched (module {modules}); apply again when it is there"
+                );
+                tracing::warn!(patch = job.id.0, name = job.name(), "a patch is gone: {why}");
+                job.go(Step::Gone, Some(why));
+                news = true;
+            } else if job.why.is_none() {
+                let why = "the guest has unloaded a part of what was patched";
+                job.why =
+                    Some(format!("{why} (module {modules}); roll back, and apply again when it is there"));
+                news = true;
+            }
+        }
+        news
     }
 
     /// The kernel that all was done in is gone.

@@ -28,8 +28,14 @@ impl Owner {
                 };
                 job.go(Step::Failed, Some(why));
             }
-            Step::Applying(tries) | Step::RollingBack(tries) => self.switch(id, tries),
-            Step::Draining(looks) | Step::Leaving(looks) => self.look(id, looks),
+            Step::Applying(tries) | Step::RollingBack(tries) => {
+                self.switch(id, tries);
+                self.show_unloaded();
+            }
+            Step::Draining(looks) | Step::Leaving(looks) => {
+                self.look(id, looks);
+                self.show_unloaded();
+            }
             Step::Closed | Step::Resident | Step::Failed | Step::Gone => {}
         }
     }
@@ -105,7 +111,7 @@ impl Owner {
         let leaving = job.state() == PatchState::Leaving;
         let again =
             |news| if leaving { Step::Leaving(looks.next(news)) } else { Step::Draining(looks.next(news)) };
-        match drain::look(&*self.access, &self.server, id, &job.generation, &job.draining) {
+        match drain::look(&*self.access, &mut self.server, id, &job.generation, &job.draining) {
             Ok(Left::Same) => job.go(again(false), why),
             Ok(Left::These(draining, _)) if draining.is_over() => {
                 job.go(if leaving { Step::Resident } else { Step::Closed }, why);

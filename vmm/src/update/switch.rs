@@ -6,6 +6,7 @@ use std::time::Duration;
 use update_server::addr::Gva;
 use update_server::census::Census;
 use update_server::kernel::generation::Generation;
+use update_server::kernel::running::Running;
 use update_server::phases::stack_check::{Holder, Presence};
 use update_server::server::{NotNow, PatchId, SwitchError, UpdateServer};
 
@@ -92,17 +93,21 @@ fn try_once(
     alleged: &BTreeMap<String, Gva>,
 ) -> Result<(Tried, u64), ControlError> {
     let mut known = access.inspector().stacks();
-    let sections = looking(access, |model, memory| {
+    let prepared = looking(access, |model, memory| {
         inspect::prepare(model, memory, expected, &mut known);
-        match direction {
-            Direction::Apply(module) => inspect::sections(model, memory, expected.place, &known, module),
-            Direction::RollBack => Ok(BTreeMap::new()),
-        }
+        let Direction::Apply(module) = direction else { return Ok(None) };
+        let sections = match inspect::sections(model, memory, expected.place, &known, module) {
+            Ok(sections) => sections,
+            // What the agent has said is as good as what the guest's memory says: both are held against the module itself.
+            Err(_) if !alleged.is_empty() => alleged.clone(),
+            Err(why) => return Err(why),
+        };
+        let kernel = Running::at(model, memory, expected.place);
+        let prepared = server.prepare(id, &kernel, &known.loaded().modules, sections);
+        prepared.map(Some).map_err(|error| error.to_string())
     })?;
-    let sections = match sections {
-        Ok(sections) => sections,
-        // What the agent has said is as good as what the guest's memory says: both are held against the module itself.
-        Err(_) if !alleged.is_empty() => alleged.clone(),
+    let prepared = match prepared {
+        Ok(prepared) => prepared,
         Err(why) => return Ok((Tried::Refused(why), 0)),
     };
     let (switched, paused_us) = pausing(access, |model, guest| {
@@ -110,9 +115,9 @@ fn try_once(
             if generation != expected {
                 return None;
             }
-            Some(match direction {
-                Direction::Apply(_) => server.apply(id, kernel, guest, census, &sections),
-                Direction::RollBack => server.roll_back(id, kernel, guest, census),
+            Some(match &prepared {
+                Some(prepared) => server.apply(prepared, kernel, guest, census),
+                None => server.roll_back(id, kernel, guest, census),
             })
         })
     })?;
