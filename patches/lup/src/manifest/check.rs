@@ -19,6 +19,7 @@ impl Manifest {
         module_name("module.name", &self.module.name)?;
         self.check_symbols()?;
         self.check_functions()?;
+        self.check_modules()?;
         policy(&self.policy)
     }
 
@@ -72,6 +73,22 @@ impl Manifest {
         }
         let originals: Vec<Symbol> = self.functions.iter().map(Function::symbol).collect();
         once(named("functions", &originals), |original| original.name.clone())
+    }
+
+    /// A module may be unloaded at any time, and nothing of it is called any more then. New code that refers to it must be called
+    /// by nobody else.
+    fn check_modules(&self) -> Result<(), ManifestError> {
+        for (Import { source, .. }, field) in named("module.symbols", &self.module.symbols) {
+            let Some(object) = &source.object else { continue };
+            if !self.functions.iter().all(|function| function.object.as_ref() == Some(object)) {
+                let why = format!(
+                    "is {object}, which may be unloaded while functions elsewhere are replaced; make a patch of functions of {object} \
+                     alone"
+                );
+                return Err(unfit(format!("{field}.source.object"), why));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -367,9 +384,23 @@ mod tests {
     }
 
     #[test]
+    fn of_a_module_only_its_own_functions_may_use_symbols() {
+        let mut manifest = good();
+        manifest.module.symbols[0].source.object = Some("nf_tables".into());
+        assert!(matches!(manifest.check(), Err(ManifestError::Unfit { .. })));
+        manifest.functions.remove(0);
+        assert_eq!(manifest.check(), Ok(()));
+        manifest.functions[0].object = Some("nft_compat".into());
+        assert!(matches!(manifest.check(), Err(ManifestError::Unfit { .. })));
+    }
+
+    #[test]
     fn fields_fit_together() {
         type Change = fn(&mut Manifest);
-        let changes: [(&str, Change); 9] = [
+        let changes: [(&str, Change); 10] = [
+            ("module.symbols[0].source.object", |m| {
+                m.module.symbols[0].source.object = Some("nf_tables".into());
+            }),
             ("functions[0].size", |m| m.functions[0].size = 15),
             ("functions[0].holes", |m| m.functions[0].holes = vec![(0, 4).into()]),
             ("functions[1].holes[1]", |m| m.functions[1].holes[1].offset = 4),
