@@ -7,13 +7,14 @@ use anyhow::{Context, Result};
 use lucos_lup::manifest::{
     Consistency, Draining, Function, Import, Kernel, Manifest, ModuleInfo, Policy, Symbol,
 };
+use lucos_lup::module::{Original, StockModule};
 use lucos_lup::{Module, Patch};
 use update_server::image::Image;
 
 use crate::images;
 use crate::initramfs::contents;
 
-/// One to be, of functions of the kernel image.
+/// One to be.
 #[derive(Debug)]
 pub(crate) struct Lup {
     image: Image,
@@ -24,9 +25,19 @@ pub(crate) struct Lup {
 impl Lup {
     /// A patch of the kernel `kind` (`6.1-cloud`) with new code from `scripts/guest/plant`.
     pub(crate) fn new(kind: &str, name: &str) -> Result<Self> {
+        Ok(Self::of(kind, name, "lucos_patch.ko")?.import("linux_proc_banner", None))
+    }
+
+    /// One of the module lucos_trial, which is there, too.
+    pub(crate) fn of_trial(kind: &str, name: &str) -> Result<Self> {
+        let lup = Self::of(kind, name, "lucos_answer.ko")?.import("trial_bytes", Some("lucos_trial"));
+        lup.replace_in_trial(kind, "trial_answer", "lucos_trial_answer")
+    }
+
+    fn of(kind: &str, name: &str, module: &str) -> Result<Self> {
         let image = fs::read(images::image(&format!("vmlinuz-{kind}"))?)?;
         let image = Image::read(&image)?;
-        let module = contents(&images::image(&format!("plant-{kind}.cpio"))?, "lucos_patch.ko")?;
+        let module = contents(&images::image(&format!("plant-{kind}.cpio"))?, module)?;
         let found = Module::read(&module)?;
         let kernel = Kernel {
             release: image.release().to_owned(),
@@ -47,13 +58,12 @@ impl Lup {
             },
             requires: Vec::new(),
         };
-        let lup = Self { image, manifest, module };
-        Ok(lup.import("linux_proc_banner"))
+        Ok(Self { image, manifest, module })
     }
 
-    /// Has the host resolve an undefined symbol of the module.
-    fn import(mut self, name: &str) -> Self {
-        let source = Symbol { name: name.to_owned(), object: None, position: 0 };
+    /// Has the host resolve an undefined symbol of the module, as one of the image or of another module.
+    fn import(mut self, name: &str, object: Option<&str>) -> Self {
+        let source = Symbol { name: name.to_owned(), object: object.map(str::to_owned), position: 0 };
         self.manifest.module.symbols.push(Import { name: name.to_owned(), source });
         self
     }
@@ -73,6 +83,22 @@ impl Lup {
             size,
             code: code.to_vec().into(),
             holes: Vec::new(),
+        });
+        Ok(self)
+    }
+
+    fn replace_in_trial(mut self, kind: &str, old: &str, new: &str) -> Result<Self> {
+        let stock = contents(&images::image(&format!("plant-{kind}.cpio"))?, "lucos_trial.ko")?;
+        let stock = StockModule::read(&stock)?;
+        let Original { code, holes } = stock.function(old, 0)?;
+        self.manifest.functions.push(Function {
+            name: old.to_owned(),
+            object: Some(stock.name().to_owned()),
+            position: 0,
+            new: new.to_owned(),
+            size: u32::try_from(code.as_bytes().len())?,
+            code,
+            holes,
         });
         Ok(self)
     }

@@ -1,5 +1,5 @@
 //! What puts tasks and processors of a guest into known places (`scripts/guest/plant`): a module, and programs
-//! that use BPF and start other kernels; a module that does nothing, to be loaded; one with new versions of functions; and a
+//! that use BPF and start other kernels; a module that does nothing, to be loaded; two with new versions of functions; and a
 //! livepatch of the guest's own.
 
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ use crate::kernels::{Headers, Kernel};
 use crate::packages::{self, Group};
 use crate::progress::Step;
 
-const SOURCES: [(&str, &str); 11] = [
+const SOURCES: [(&str, &str); 12] = [
     ("Kbuild", include_str!("../../guest/plant/Kbuild")),
     ("plant.h", include_str!("../../guest/plant/plant.h")),
     ("plant.c", include_str!("../../guest/plant/plant.c")),
@@ -26,10 +26,12 @@ const SOURCES: [(&str, &str); 11] = [
     ("forge.c", include_str!("../../guest/plant/forge.c")),
     ("trial.c", include_str!("../../guest/plant/trial.c")),
     ("patch.c", include_str!("../../guest/plant/patch.c")),
+    ("answer.c", include_str!("../../guest/plant/answer.c")),
     ("livepatch.c", include_str!("../../guest/plant/livepatch.c")),
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
-const MODULES: [&str; 4] = ["lucos_plant.ko", "lucos_trial.ko", PATCH, "lucos_livepatch.ko"];
+const MODULES: [&str; 5] =
+    ["lucos_plant.ko", "lucos_trial.ko", PATCH, "lucos_answer.ko", "lucos_livepatch.ko"];
 const PATCH: &str = "lucos_patch.ko";
 /// Programs, which are put where a guest's shell finds them.
 const PROGRAMS: [(&str, &str); 4] = [

@@ -2,6 +2,7 @@
 
 mod basic;
 mod gone;
+mod module;
 mod policy;
 mod traced;
 
@@ -25,6 +26,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::applied_and_rolled_back_6_1_cloud", Tier::Gate, || basic::applied("6.1-cloud")),
     Test::new("patch::applied_and_rolled_back_6_12_cloud", Tier::Full, || basic::applied("6.12-cloud")),
     Test::new("patch::applied_and_rolled_back_6_1_rt", Tier::Full, || basic::applied("6.1-rt")),
+    Test::new("patch::module_6_1_cloud", Tier::Gate, || module::patched("6.1-cloud")),
+    Test::new("patch::module_6_12_cloud", Tier::Full, || module::patched("6.12-cloud")),
     Test::new("patch::waits_until_nobody_is_inside", Tier::Gate, || policy::quiescent("6.1-cloud")),
     Test::new("patch::traced_6_1_cloud", Tier::Gate, || traced::traced("6.1-cloud")),
     Test::new("patch::traced_6_12_cloud", Tier::Full, || traced::traced("6.12-cloud")),
