@@ -13,7 +13,8 @@ use utoipa::ToSchema;
 ///    +-> failed <+            +-----------+--> rolling-back --> leaving --> resident
 /// ```
 ///
-/// From everywhere it is `gone` when the guest starts another kernel.
+/// From everywhere it is `gone` when the guest starts another kernel, and from where it is applied when the guest unloads the
+/// module that it has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PatchState {
@@ -33,7 +34,7 @@ pub enum PatchState {
     Resident,
     /// It was not applied. The guest runs its old code.
     Failed,
-    /// The kernel that it was for does not run any more.
+    /// The kernel that it was for does not run any more, or what it has changed was unloaded.
     Gone,
 }
 
