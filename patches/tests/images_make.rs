@@ -16,6 +16,7 @@ use lucos_patch::exit::ExitStatus;
 use small_kernel::SmallKernel;
 use update_server::image::Image;
 use update_server::phases::admit::admit;
+use update_server::server::{Import, Old};
 
 const BIN: &str = env!("CARGO_BIN_EXE_lucos-patch");
 
@@ -106,12 +107,14 @@ fn a_fix_becomes_a_patch_that_its_kernel_admits() {
     let file = fs::read(desk.kernel.path("fix.lup")).unwrap();
     let admitted = admit(&desk.image, &manifest, Container::read(&file).unwrap().module()).unwrap();
     let function = desk.image.symbols().only("smaps_hugetlb_range").unwrap();
-    assert_eq!(admitted.functions[0].old.text.start, function.address);
+    let Old::Image(old) = &admitted.functions[0].old else { panic!("{:?}", admitted.functions[0]) };
+    assert_eq!(old.text.start, function.address);
     // The one in front of it, of all in the kernel.
     let before = desk.image.symbols().named("pfn_swap_entry_to_page").map(|symbol| symbol.address);
     let before: Vec<_> = before.filter(|address| *address < function.address).collect();
     assert!(before.len() > 1, "the kernel has only one");
-    assert_eq!(admitted.imports["pfn_swap_entry_to_page"].linked, *before.last().unwrap());
+    let import = Import::Image { linked: *before.last().unwrap(), absolute: false };
+    assert_eq!(admitted.imports["pfn_swap_entry_to_page"], import);
 }
 
 /// Who has compiled a module alone need not say what the kernel says.

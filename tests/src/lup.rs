@@ -28,7 +28,7 @@ impl Lup {
         Ok(Self::of(kind, name, "lucos_patch.ko")?.import("linux_proc_banner", None))
     }
 
-    /// One of the module lucos_trial, which is there, too.
+    /// One of the module `lucos_trial`, which is there, too.
     pub(crate) fn of_trial(kind: &str, name: &str) -> Result<Self> {
         let lup = Self::of(kind, name, "lucos_answer.ko")?.import("trial_bytes", Some("lucos_trial"));
         lup.replace_in_trial(kind, "trial_answer", "lucos_trial_answer")
@@ -114,6 +114,12 @@ impl Lup {
     pub(crate) fn with(mut self, change: impl FnOnce(&mut Manifest)) -> Self {
         change(&mut self.manifest);
         self
+    }
+
+    /// Changes its module.
+    pub(crate) fn with_module(mut self, change: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Self> {
+        change(&mut self.module)?;
+        Ok(self)
     }
 
     /// Its file.

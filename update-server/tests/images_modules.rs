@@ -187,7 +187,7 @@ fn whoever_sleeps_in_a_modules_function_is_known() {
     bench("whoever_sleeps_in_a_modules_function_is_known", |name, mut bench| {
         let code = bench.kernel().space().array::<SLEEPS>(at(0)).unwrap();
         let (work, code) = ("small_work".to_owned(), code.to_vec());
-        let sleeping = ModuleFunction { name: work, code, holes: Vec::from([14..18]), ..old() };
+        let sleeping = ModuleFunction { name: work, code, holes: vec![14..16, 16..18], ..old() };
         let quiescent = Patch {
             consistency: Consistency::Quiescent,
             ..bench.patch("two", [Old::Module(sleeping.clone())])

@@ -15,8 +15,8 @@ use crate::initramfs::Initramfs;
 use crate::vm::{Builder, Vm};
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("generations::reboot_of_6_1_cloud", Tier::Gate, || reboot("vmlinuz-6.1-cloud")),
-    Test::new("generations::kexec_of_6_1_cloud", Tier::Gate, || kexec("6.1-cloud")),
+    Test::new("generations::reboot_of_6_1_cloud", Tier::Full, || reboot("vmlinuz-6.1-cloud")),
+    Test::new("generations::kexec_of_6_1_cloud", Tier::Full, || kexec("6.1-cloud")),
     Test::new("generations::kexec_of_6_12_cloud", Tier::Full, || kexec("6.12-cloud")),
     Test::with_alarms("generations::kdump_of_6_1_cloud", Tier::Gate, || kdump("6.1-cloud")),
     Test::with_alarms("generations::kdump_of_6_12_cloud", Tier::Full, || kdump("6.12-cloud")),

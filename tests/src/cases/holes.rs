@@ -18,7 +18,7 @@ pub(super) const TESTS: &[Test] = &[
         let mut vm = start("6.1-cloud", folder.path())?;
         look(&mut vm, &[&QUIET[..], &IN_MODULES, &[WARNS]].concat(), "closed")
     }),
-    Test::new(PATCHED, Tier::Gate, || patched(PATCHED, &QUIET)),
+    Test::new(PATCHED, Tier::Gate, || patched(PATCHED, &[&QUIET[..], &IN_MODULES].concat())),
     Test::with_alarms(PATCHED_WITH_A_WARNING, Tier::Full, || patched(PATCHED_WITH_A_WARNING, &[WARNS])),
 ];
 
@@ -29,7 +29,7 @@ const PATCHED_WITH_A_WARNING: &str = "holes::that_the_vulnerable_kernel_warns_of
 
 /// Those of the kernel itself, which says nothing of them.
 const QUIET: [&str; 4] = ["ipc-next-id", "time-namespace", "bpf-next-key", "io-uring-pin"];
-/// Those of its modules. No patch of a module is applied yet.
+/// Those of its modules.
 const IN_MODULES: [&str; 2] = ["multiport-range", "iso-handle"];
 /// The vulnerable kernel warns when somebody comes near it.
 const WARNS: &str = "nexthop-group";

@@ -108,6 +108,11 @@ impl Builder {
         self.arg("--agent", folder.join(AGENT_SOCKET))
     }
 
+    /// Takes patches that the secret key of this one has signed.
+    pub(crate) fn patch_key(self, key: &Path) -> Self {
+        self.arg("--patch-key", key)
+    }
+
     /// Waits longer for everything: the host interprets each instruction.
     pub(crate) fn on_a_slow_host(mut self) -> Self {
         self.patience = 15;

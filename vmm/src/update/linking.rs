@@ -1,10 +1,13 @@
 //! What a patch and the guest's modules have to do with each other, around the switch of functions.
 
+use update_server::census::Loaded;
 use update_server::kernel::generation::Generation;
 use update_server::kernel::running::Running;
-use update_server::server::{Patch, PatchId, UpdateServer};
+use update_server::server::{Patch, PatchId, State, UpdateServer};
 
 use super::access::{Access, looking, pausing};
+use super::job::Step;
+use super::owner::Owner;
 use crate::control::ControlError;
 use crate::inspect;
 
@@ -18,14 +21,54 @@ pub(super) fn link(
 ) -> Result<Vec<u8>, ControlError> {
     let linked = looking(access, |model, memory| {
         let place = generation.place;
-        let loaded = patch.needs_modules().then(|| inspect::loaded(model, memory, place)).unwrap_or_default();
+        // To read them takes a moment, and most patches have nothing to do with them.
+        let loaded =
+            if patch.needs_modules() { inspect::loaded(model, memory, place) } else { Loaded::default() };
         server.link(id, &Running::at(model, memory, place), &loaded.modules)
     })?;
     linked.map_err(|error| ControlError::PatchRefused { code: "not_applicable", why: error.to_string() })
 }
 
+impl Owner {
+    /// Whether modules that patches are in are still there.
+    pub(super) fn look_for_unloaded(&mut self, generation: &Generation) {
+        if !self.server.is_in_modules() {
+            return;
+        }
+        if let Err(error) = note_unloaded(&*self.access, &mut self.server, generation) {
+            tracing::debug!("the guest's modules could not be looked at: {error}");
+        }
+        if self.show_unloaded() {
+            self.publish();
+        }
+    }
+
+    /// Shows which patches have lost something with modules that were unloaded; whether there are any that were not known.
+    pub(super) fn show_unloaded(&mut self) -> bool {
+        let mut news = false;
+        for job in self.jobs.values_mut().filter(|job| job.state().is_applied()) {
+            let Ok(modules @ [_, ..]) = self.server.unloaded(job.id) else { continue };
+            let modules = modules.join(", ");
+            if self.server.state(job.id) == Ok(State::Gone) {
+                let why = format!(
+                    "the guest has unloaded what was patched (module {modules}); apply again when it is there"
+                );
+                tracing::warn!(patch = job.id.0, name = job.name(), "a patch is gone: {why}");
+                job.go(Step::Gone, Some(why));
+                news = true;
+            } else if job.why.is_none() {
+                let why = "the guest has unloaded a part of what was patched";
+                job.why =
+                    Some(format!("{why} (module {modules}); roll back, and apply again when it is there"));
+                news = true;
+            }
+        }
+        news
+    }
+}
+
 /// Has `server` notice which modules were unloaded.
-pub(super) fn note_unloaded(
+fn note_unloaded(
     access: &dyn Access,
     server: &mut UpdateServer,
     generation: &Generation,

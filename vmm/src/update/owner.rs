@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lucos_abi::Hello;
 use update_server::addr::Gva;
 use update_server::kernel::generation::Generation;
-use update_server::server::{PatchId, State, UpdateServer};
+use update_server::server::{PatchId, UpdateServer};
 
 use super::access::{Access, generation};
 use super::admission::{Admitted, Origin};
@@ -335,42 +335,6 @@ impl Owner {
         }
     }
 
-    /// Whether modules that patches are in are still there.
-    fn look_for_unloaded(&mut self, generation: &Generation) {
-        if !self.server.is_in_modules() {
-            return;
-        }
-        if let Err(error) = linking::note_unloaded(&*self.access, &mut self.server, generation) {
-            tracing::debug!("the guest's modules could not be looked at: {error}");
-        }
-        if self.show_unloaded() {
-            self.publish();
-        }
-    }
-
-    /// Shows which patches have lost something with modules that were unloaded; whether there are any that were not known.
-    pub(super) fn show_unloaded(&mut self) -> bool {
-        let mut news = false;
-        for job in self.jobs.values_mut().filter(|job| job.state().is_applied()) {
-            let Ok(modules @ [_, ..]) = self.server.unloaded(job.id) else { continue };
-            let modules = modules.join(", ");
-            if self.server.state(job.id) == Ok(State::Gone) {
-                let why = format!(
-                    "the guest has unloaded what was patched (module {modules}); apply again when it is there"
-                );
-                tracing::warn!(patch = job.id.0, name = job.name(), "a patch is gone: {why}");
-                job.go(Step::Gone, Some(why));
-                news = true;
-            } else if job.why.is_none() {
-                let why = "the guest has unloaded a part of what was patched";
-                job.why =
-                    Some(format!("{why} (module {modules}); roll back, and apply again when it is there"));
-                news = true;
-            }
-        }
-        news
-    }
-
     /// The kernel that all was done in is gone.
     pub(super) fn gone(&mut self, why: &str) {
         self.server.kernel_is_gone();
@@ -399,7 +363,7 @@ impl Owner {
     }
 
     /// Shows everybody what there is.
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let agent = self.hello.map(|hello| AgentInfo {
             version: hello.version().unwrap_or_default().to_owned(),
             pid: hello.pid.get(),

@@ -32,7 +32,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("kernel::sleepers_on_intel_6_1_cloud", Tier::Intel, || on_a_slow_host("vmlinuz-6.1-cloud")),
     Test::new("kernel::five_levels_6_1_cloud", Tier::FiveLevels, || five_levels("vmlinuz-6.1-cloud")),
     Test::new("kernel::five_levels_6_12_cloud", Tier::FiveLevels, || five_levels("vmlinuz-6.12-cloud")),
-    Test::new("kernel::loaded_6_1_generic", Tier::Gate, || loaded("6.1-generic")),
+    Test::new("kernel::loaded_6_1_generic", Tier::Full, || loaded("6.1-generic")),
     Test::new("kernel::loaded_6_1_cloud", Tier::Full, || loaded("6.1-cloud")),
     Test::new("kernel::loaded_6_1_rt", Tier::Full, || loaded("6.1-rt")),
     Test::new("kernel::loaded_6_12_cloud", Tier::Full, || loaded("6.12-cloud")),
@@ -40,7 +40,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("kernel::sleepers_of_6_1_cloud", Tier::Gate, || sleepers("vmlinuz-6.1-cloud", &[])),
     Test::new("kernel::sleepers_of_6_1_generic", Tier::Full, || sleepers("vmlinuz-6.1-generic", &[])),
     Test::new("kernel::sleepers_of_6_1_rt", Tier::Full, || sleepers("vmlinuz-6.1-rt", &[])),
-    Test::new("kernel::sleepers_of_6_12_cloud", Tier::Gate, || sleepers("vmlinuz-6.12-cloud", &[])),
+    Test::new("kernel::sleepers_of_6_12_cloud", Tier::Full, || sleepers("vmlinuz-6.12-cloud", &[])),
     Test::new("kernel::sleepers_of_6_12_generic", Tier::Full, || sleepers("vmlinuz-6.12-generic", &[])),
 ];
 

@@ -4,6 +4,7 @@ mod basic;
 mod gone;
 mod module;
 mod policy;
+mod refusals;
 mod traced;
 
 use std::path::PathBuf;
@@ -28,15 +29,16 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::applied_and_rolled_back_6_1_rt", Tier::Full, || basic::applied("6.1-rt")),
     Test::new("patch::module_6_1_cloud", Tier::Gate, || module::patched("6.1-cloud")),
     Test::new("patch::module_6_12_cloud", Tier::Full, || module::patched("6.12-cloud")),
+    Test::new("patch::bad_ones_are_refused", Tier::Gate, || refusals::refusals("6.1-cloud")),
     Test::new("patch::waits_until_nobody_is_inside", Tier::Gate, || policy::quiescent("6.1-cloud")),
     Test::new("patch::traced_6_1_cloud", Tier::Gate, || traced::traced("6.1-cloud")),
     Test::new("patch::traced_6_12_cloud", Tier::Full, || traced::traced("6.12-cloud")),
     Test::new("patch::a_probe_on_the_jump", Tier::Gate, || traced::probe_on_the_jump("6.1-cloud")),
-    Test::new("patch::livepatched_by_the_guest", Tier::Gate, || traced::livepatched("6.1-cloud")),
-    Test::new("patch::gone_after_a_reboot", Tier::Gate, || gone::reboot("6.1-cloud")),
+    Test::new("patch::livepatched_by_the_guest", Tier::Full, || traced::livepatched("6.1-cloud")),
+    Test::new("patch::gone_after_a_reboot", Tier::Full, || gone::reboot("6.1-cloud")),
     Test::new("patch::gone_after_a_kexec", Tier::Gate, || gone::kexec("6.1-cloud")),
     Test::with_alarms("patch::gone_after_a_kdump", Tier::Full, || gone::kdump("6.1-cloud")),
-    Test::new("patch::agent_killed_at_any_point", Tier::Gate, || gone::agent_killed("6.1-cloud")),
+    Test::new("patch::agent_killed_at_any_point", Tier::Full, || gone::agent_killed("6.1-cloud")),
 ];
 
 /// A guest with an agent, and patches for it.
@@ -52,10 +54,14 @@ const AGENT: &str = "lucos-agent run > /agent.log 2>&1 & echo $! > /agent.pid";
 impl Bench {
     fn start(kind: &'static str, cpus: u32) -> Result<Self> {
         let folder = images::folder()?;
+        let builder = Self::builder(kind, &folder)?.cpus(cpus);
+        Self::of(kind, folder, builder)
+    }
+
+    fn builder(kind: &str, folder: &tempfile::TempDir) -> Result<Builder> {
         let initramfs = Initramfs::planted(folder.path().join("initramfs"), kind)?
             .archive(&images::image("agent.cpio")?)?;
-        let builder = Vm::builder(&format!("vmlinuz-{kind}"))?.initrd_file(initramfs.path()).cpus(cpus);
-        Self::of(kind, folder, builder)
+        Ok(Vm::builder(&format!("vmlinuz-{kind}"))?.initrd_file(initramfs.path()))
     }
 
     fn of(kind: &'static str, folder: tempfile::TempDir, builder: Builder) -> Result<Self> {
