@@ -79,7 +79,8 @@ pub(super) fn refusals(kind: &'static str) -> Result<()> {
     refused(&bench, &file, &[], "not_trusted", "not trusted here")?;
     let file = put(&bench, "version.lup", &good)?;
     lucos_patch(bench.folder.path(), &["sign", "--key", "me.key", "version.lup"])?;
-    let mut signed = std::fs::read(&file)?;
+    let trusted = std::fs::read(&file)?;
+    let mut signed = trusted.clone();
     signed[last] ^= 1;
     let changed = put(&bench, "changed.lup", &signed)?;
     refused(&bench, &changed, &[], "not_trusted", "does not fit")?;
@@ -116,6 +117,7 @@ pub(super) fn refusals(kind: &'static str) -> Result<()> {
     ensure!(!bench.is_patched()?, "new code runs");
     bench.text_is_the_images()?;
     // After all that, the good one goes in, with its signature and without being told to ignore it.
+    let file = put(&bench, "good.lup", &trusted)?;
     let info = patch(&bench.vm.try_lucos_with("apply", &file, &["--wait"])?, 0)?;
     ensure!(info["signed_by"].is_string() && bench.is_patched()?, "{info}");
     bench.vm.power_off()
