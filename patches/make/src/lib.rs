@@ -14,6 +14,8 @@
 //! module (`skeleton`) that kbuild makes: so the kernel's own objtool sees just what is kept, and writes unwind tables and the
 //! places of returns, retpolines and static calls for it.
 //!
+//! Without a fix both texts are one, and the functions that are named are compiled as they are.
+//!
 //! The caller owes: the kernel's compiler; headers, and a source tree of the same version, which nothing is written to; the
 //! kernel's table of symbols.
 //!

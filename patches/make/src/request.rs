@@ -18,7 +18,7 @@ pub struct Request {
     /// The files to compile, paths from the top of the source: changed ones, or such that include changed ones. Without any: the
     /// .c files of `changes`.
     pub units: Vec<String>,
-    /// What is changed.
+    /// What is changed. With nothing, `units` and `functions` say what is compiled as it is.
     pub changes: Vec<Change>,
     /// The functions to replace. Without any: all that the fix changes, by what gcc makes of it.
     pub functions: Vec<String>,

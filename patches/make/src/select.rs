@@ -36,6 +36,8 @@ pub(crate) struct Files<'a> {
     pub(crate) exported: &'a Symvers,
     /// What the whole fix changes, as functions that can be named.
     pub(crate) changed: &'a [String],
+    /// Whether it changes nothing, so that what is named is named for itself.
+    pub(crate) unchanged: bool,
 }
 
 /// What goes into the module.
@@ -287,7 +289,7 @@ impl Files<'_> {
             variants.filter(|piece| is_changed(&piece.name) || self.original.piece(&piece.name).is_none());
         let calls_changed =
             variants.any(|variant| fixed.lines.iter().any(|line| mentions(line, &variant.name)));
-        if is_changed(name) || calls_changed {
+        if self.unchanged || is_changed(name) || calls_changed {
             return Ok(());
         }
         Err(MakeError::Unchanged { name: owned, changed: changed() })

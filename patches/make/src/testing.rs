@@ -35,6 +35,8 @@ pub(crate) struct Fix {
     pub(crate) pairs: Pairs,
     pub(crate) changes: Changes,
     pub(crate) exported: Symvers,
+    /// Whether there is none.
+    pub(crate) unchanged: bool,
 }
 
 impl Fix {
@@ -50,14 +52,20 @@ impl Fix {
             (Listing::parse(&compile(original)).unwrap(), Listing::parse(&assembly).unwrap());
         let pairs = Pairs::of(&original, &fixed);
         let changes = compare(&original, &fixed, &pairs);
-        Self { assembly, original, fixed, pairs, changes, exported: Symvers::default() }
+        Self { assembly, original, fixed, pairs, changes, exported: Symvers::default(), unchanged: false }
+    }
+
+    /// A text that nothing is changed in.
+    pub(crate) fn none(text: &str) -> Self {
+        Self { unchanged: true, ..Self::new(text, text) }
     }
 
     pub(crate) fn select(&self, functions: &[&str], leave: &[&str]) -> Result<Selection, MakeError> {
         let changed: Vec<String> = nameable(&self.fixed, &self.changes).into_iter().collect();
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let Self { original, fixed, pairs, changes, exported, .. } = self;
-        let files = Files { original, fixed, pairs, changes, exported, changed: &changed };
+        let files =
+            Files { original, fixed, pairs, changes, exported, changed: &changed, unchanged: self.unchanged };
         Selection::of(files, &owned(functions), &owned(leave), &BTreeSet::new())
     }
 

@@ -381,6 +381,19 @@ fn names_that_are_no_functions_to_replace_are_refused() {
 }
 
 #[test]
+fn without_a_fix_functions_are_compiled_as_they_are() {
+    let text = "extern int say(int); static int count; int one(int i) { return say(i) + count++; }\n\
+                int other(int i) { return say(i + 1) + count++; }";
+    let none = Fix::none(text);
+    let file = none.object(&["one"], &[]);
+    assert!(file.defined().contains(&"lucos_one".to_owned()), "{:?}", file.defined());
+    assert!(!file.assembly.contains("other"), "{}", file.assembly);
+    assert_eq!(file.undefined(), ["count", "say"]);
+    assert!(none.refusal(&["nothing"]).contains("no code of its own"));
+    assert!(Fix::new(text, text).refusal(&["one"]).contains("does not change `one`"));
+}
+
+#[test]
 fn code_that_is_thrown_away_cannot_be_referred_to() {
     let text = |body: &str| {
         format!(

@@ -23,6 +23,8 @@ pub(crate) struct Unit<'a> {
     pub(crate) object: Option<String>,
     /// The changed files that compiling it has read.
     pub(crate) read: BTreeSet<&'a str>,
+    /// Whether nothing is changed anywhere: then functions are replaced by what they are.
+    unchanged: bool,
     original: Listing,
     fixed: Listing,
     pairs: Pairs,
@@ -35,12 +37,12 @@ impl<'a> Unit<'a> {
     pub(crate) fn compile(
         kernel: &Kernel,
         path: &'a str,
-        changes: &'a [Change],
+        texts: &'a [Change],
         folder: &Path,
     ) -> Result<Self, MakeError> {
         let compilation = kernel.compilation(path)?;
         let compile = |folder: &Path, of: &dyn Fn(&Change) -> String| {
-            let paths = put_files(kernel, path, changes, folder, of)?;
+            let paths = put_files(kernel, path, texts, folder, of)?;
             let (assembly, read) = compilation.assembly(folder, &paths)?;
             Ok::<_, MakeError>((Listing::parse(&assembly)?, read))
         };
@@ -50,7 +52,9 @@ impl<'a> Unit<'a> {
         let pairs = Pairs::of(&original, &fixed);
         let changes = compare(&original, &fixed, &pairs);
         let neighbours = Neighbours::of(&original);
-        Ok(Self { path, object: compilation.module, read, original, fixed, pairs, changes, neighbours })
+        let unchanged = texts.is_empty();
+        let object = compilation.module;
+        Ok(Self { path, object, read, unchanged, original, fixed, pairs, changes, neighbours })
     }
 
     /// What of the kernel it is.
@@ -93,8 +97,8 @@ impl<'a> Unit<'a> {
         leave: &[String],
         shared: &BTreeSet<String>,
     ) -> Result<Selection, MakeError> {
-        let Self { original, fixed, pairs, changes, .. } = self;
-        let files = Files { original, fixed, pairs, changes, exported, changed };
+        let Self { original, fixed, pairs, changes, unchanged, .. } = self;
+        let files = Files { original, fixed, pairs, changes, exported, changed, unchanged: *unchanged };
         Selection::of(files, functions, leave, shared)
     }
 

@@ -32,9 +32,9 @@ pub struct Make {
     /// A module of it, as its package has it, if the fix is in one; may be repeated
     #[arg(long, value_name = "FILE")]
     ko: Vec<PathBuf>,
-    /// The fix, as a patch of the source with paths like `b/ipc/util.c`
-    #[arg(long, value_name = "FILE")]
-    patch: PathBuf,
+    /// The fix, as a patch of the source with paths like `b/ipc/util.c`; without it, the functions are compiled as they are
+    #[arg(long, value_name = "FILE", required_unless_present_all(["unit", "function"]))]
+    patch: Option<PathBuf>,
     /// The name of the patch, up to 49 characters; the module is called lucos_ and the same with _ for each -
     #[arg(long)]
     name: PatchName,
@@ -87,7 +87,7 @@ pub fn run(asked: &Make) -> Result<String, Failure> {
     let request = Request {
         module: format!("lucos_{}", asked.name.as_str().replace('-', "_")),
         units: asked.unit.clone(),
-        changes: changes(&asked.source, &asked.patch)?,
+        changes: asked.patch.as_deref().map_or(Ok(Vec::new()), |patch| changes(&asked.source, patch))?,
         functions: asked.function.clone(),
         leave: asked.leave.clone(),
     };
