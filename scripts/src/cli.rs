@@ -119,6 +119,8 @@ enum ImageName {
     Holes,
     /// The fixes of the catalogue, as live patches for the vulnerable kernel.
     Fixes,
+    /// Live patches that change nothing, for the newest kernels.
+    Same,
     /// A full Debian on an ext4 disk.
     Debian,
     /// The userland of the test bed's KVM host.
@@ -218,6 +220,11 @@ fn build(arguments: &Image) -> Result<()> {
     }
     if wanted(ImageName::Fixes) {
         for (_, path) in fixes::live_patches(&cache)?.into_iter().flatten() {
+            println!("{}", path.display());
+        }
+    }
+    if wanted(ImageName::Same) {
+        for (_, path) in fixes::same_patches_of_all(&cache)? {
             println!("{}", path.display());
         }
     }

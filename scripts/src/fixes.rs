@@ -1,13 +1,16 @@
 //! Real fixes of Debian's kernel, as patches to make live patches of.
 //!
 //! The repository holds no kernel code. `patches/catalogue` says of each fix in which functions of which files it is, between
-//! which two versions of Debian's source. The hunks are taken out of those sources here, and so carry Debian's licence.
+//! which two versions of Debian's source. The hunks are taken out of those sources here, and so carry Debian's licence. Beside
+//! them there are patches that change nothing, for tests.
 
 mod catalogue;
 mod functions;
 mod hunks;
 mod live;
+mod same;
 mod source;
+mod stock;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,6 +19,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 pub use catalogue::{Fix, catalogue};
+pub use same::same_patches_of_all;
 use source::Source;
 
 use crate::cache::{Cache, Inputs};

@@ -1,10 +1,10 @@
 //! What is known of each fix: `patches/catalogue`, one file each.
 
 use std::fs;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::cache::workspace_root;
 
@@ -80,26 +80,28 @@ pub struct Policy {
 
 /// Reads all of them, in the order of their names.
 pub fn catalogue() -> Result<Vec<Fix>> {
-    let folder = folder();
-    let say = || format!("cannot read {}", folder.display());
-    let mut fixes = Vec::new();
-    for entry in fs::read_dir(&folder).with_context(say)? {
-        let path = entry.with_context(say)?.path();
-        let read = || -> Result<Fix> {
-            let text = fs::read_to_string(&path)?;
-            let fix = Fix { text: text.clone(), ..toml::from_str(&text)? };
-            ensure!(
-                path.file_stem().is_some_and(|stem| *stem == *fix.name),
-                "its name is not that of the file"
-            );
-            Ok(fix)
-        };
-        fixes.push(read().with_context(|| format!("{} describes no fix", path.display()))?);
-    }
-    fixes.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(fixes)
+    let fixes = read::<Fix>("patches/catalogue", |fix| &fix.name)?;
+    Ok(fixes.into_iter().map(|(fix, text)| Fix { text, ..fix }).collect())
 }
 
-fn folder() -> PathBuf {
-    workspace_root().join("patches/catalogue")
+/// Reads all descriptions of a folder of the workspace, each with its file's text, in the order of their names.
+pub(super) fn read<T: DeserializeOwned>(below: &str, name: fn(&T) -> &str) -> Result<Vec<(T, String)>> {
+    let folder = workspace_root().join(below);
+    let say = || format!("cannot read {}", folder.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(say)? {
+        let path = entry.with_context(say)?.path();
+        let read = || -> Result<(T, String)> {
+            let text = fs::read_to_string(&path)?;
+            let one: T = toml::from_str(&text)?;
+            ensure!(
+                path.file_stem().is_some_and(|stem| *stem == *name(&one)),
+                "its name is not that of the file"
+            );
+            Ok((one, text))
+        };
+        found.push(read().with_context(|| format!("{} describes no patch", path.display()))?);
+    }
+    found.sort_by(|(a, _), (b, _)| name(a).cmp(name(b)));
+    Ok(found)
 }

@@ -6,46 +6,22 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::source::Source;
+use super::stock::{self, Stock};
 use super::{Fix, Patch};
-use crate::bed;
-use crate::cache::{Cache, Inputs, workspace_root};
-use crate::cargo::cargo;
-use crate::command::{command, run};
+use crate::cache::Cache;
+use crate::command::run;
 use crate::images;
-use crate::kernels::{self, Headers, Kernel};
-use crate::packages::{self, Group};
+use crate::kernels::{self, Kernel};
 use crate::progress::{self, Step};
 
 const NAME: &str = "fixes/live";
-const PROGRAM: &str = "lucos-patch";
-/// All that `lucos-patch` is built from.
-const SOURCES: [&str; 8] = [
-    "Cargo.lock",
-    "Cargo.toml",
-    "patches/Cargo.toml",
-    "patches/lup/src",
-    "patches/make/src",
-    "patches/src",
-    "rust-toolchain.toml",
-    "update-server/src",
-];
-
-/// What live patches are made of.
-struct Stock {
-    kernel: Kernel,
-    headers: Headers,
-    source: PathBuf,
-}
 
 /// Makes all of them. `None` where Debian's archive has the kernel or its source no more; a note says which.
 pub(super) fn all(cache: &Cache, patches: &[Patch]) -> Result<Option<Vec<(String, PathBuf)>>> {
     let Some(kernel) = kernels::find_if_offered(cache, &images::vulnerable_kernel())? else {
         return Ok(None);
     };
-    let inputs = Inputs::new().with("kernel", &kernel.version).with("code", include_str!("live.rs"));
-    let inputs = SOURCES
-        .iter()
-        .try_fold(inputs, |inputs, path| inputs.with_files(&workspace_root(), Path::new(path)))?;
+    let inputs = Stock::inputs(&kernel)?.with("code", include_str!("live.rs"));
     let inputs = patches.iter().try_fold(inputs, |inputs, patch| {
         let path = &patch.path;
         let diff = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -62,15 +38,10 @@ pub(super) fn all(cache: &Cache, patches: &[Patch]) -> Result<Option<Vec<(String
             return Ok(None);
         };
         cache.entry(NAME, &inputs, |folder| {
-            packages::ensure(&[Group::Fixes])?;
-            build()?;
             let step = Step::start(format!("making {} live patches for {}", patches.len(), kernel.release));
-            let scratch = tempfile::tempdir_in(cache.root().join("tmp"))
-                .context("cannot make a folder for a source")?;
-            let source = source.unpack(scratch.path())?;
-            let stock = Stock { headers: Headers::of(cache, &kernel)?, kernel, source };
+            let stock = Stock::prepare(cache, kernel, &source)?;
             for patch in patches {
-                stock.make(patch, &folder.join(file_name(&patch.fix)))?;
+                make(&stock, patch, &folder.join(file_name(&patch.fix)))?;
             }
             step.done();
             Ok(())
@@ -130,17 +101,14 @@ const REFUSE: &str = "lucos_sys_pause";
 /// Makes live patches of our own code.
 pub(super) fn harmless(cache: &Cache, kernel: &Kernel) -> Result<Vec<(&'static str, PathBuf)>> {
     let module = images::patch_module(cache, kernel)?;
-    let inputs = Inputs::new().with("kernel", &kernel.version).with("code", include_str!("live.rs"));
+    let inputs = Stock::inputs(kernel)?.with("code", include_str!("live.rs"));
     let inputs = inputs.with("module", fs::read(&module)?);
-    let inputs = SOURCES
-        .iter()
-        .try_fold(inputs, |inputs, path| inputs.with_files(&workspace_root(), Path::new(path)))?;
     let place = cache.entry("fixes/harmless", &inputs, |folder| {
-        build()?;
+        stock::build()?;
         for (name, summary, functions) in HARMLESS {
             let file = folder.join(format!("{name}.toml"));
             fs::write(&file, manifest(name, summary, functions))?;
-            let mut pack = command(bed::target_folder().join("debug").join(PROGRAM));
+            let mut pack = stock::program();
             pack.arg("pack").arg(&file).arg(&module).arg("--kernel").arg(&kernel.vmlinuz);
             pack.arg("--output").arg(folder.join(format!("{name}.lup")));
             run(&mut pack, &format!("make the live patch {name}"))?;
@@ -167,33 +135,23 @@ fn file_name(fix: &Fix) -> String {
     format!("{}.lup", fix.name)
 }
 
-/// Builds the program. Cargo shows its own progress.
-fn build() -> Result<()> {
-    let mut build = cargo();
-    build.args(["build", "--locked", "--package", PROGRAM]);
-    run(&mut build, &format!("build {PROGRAM}")).map(drop)
-}
-
-impl Stock {
-    /// Makes the live patch of one fix.
-    fn make(&self, patch: &Patch, output: &Path) -> Result<()> {
-        let Fix { name, summary, fixes, replaces, policy, .. } = &patch.fix;
-        let mut make = command(bed::target_folder().join("debug").join(PROGRAM));
-        make.arg("make").arg("--kernel").arg(&self.kernel.vmlinuz).arg("--headers").arg(self.headers.place());
-        make.arg("--source").arg(&self.source).arg("--patch").arg(&patch.path).arg("--output").arg(output);
-        make.args(["--name", name, "--summary", summary, "--consistency", &policy.consistency]);
-        for (option, values) in
-            [("--fixes", fixes), ("--function", &replaces.functions), ("--leave", &replaces.leaves)]
-        {
-            make.args(values.iter().flat_map(|value| [option, value]));
-        }
-        if let Some(why) = &policy.coexist_is_safe {
-            make.args(["--coexist-is-safe", why]);
-        }
-        if let Some(module) = &replaces.module {
-            let files = self.kernel.module_files(&[module])?;
-            make.arg("--ko").arg(files.last().with_context(|| format!("{module} is built into the kernel"))?);
-        }
-        run(&mut make, &format!("make the live patch {name}")).map(drop)
+/// Makes the live patch of one fix.
+fn make(stock: &Stock, patch: &Patch, output: &Path) -> Result<()> {
+    let Fix { name, summary, fixes, replaces, policy, .. } = &patch.fix;
+    let mut make = stock.make();
+    make.arg("--patch").arg(&patch.path).arg("--output").arg(output);
+    make.args(["--name", name, "--summary", summary, "--consistency", &policy.consistency]);
+    for (option, values) in
+        [("--fixes", fixes), ("--function", &replaces.functions), ("--leave", &replaces.leaves)]
+    {
+        make.args(values.iter().flat_map(|value| [option, value]));
     }
+    if let Some(why) = &policy.coexist_is_safe {
+        make.args(["--coexist-is-safe", why]);
+    }
+    if let Some(module) = &replaces.module {
+        let files = stock.kernel.module_files(&[module])?;
+        make.arg("--ko").arg(files.last().with_context(|| format!("{module} is built into the kernel"))?);
+    }
+    run(&mut make, &format!("make the live patch {name}")).map(drop)
 }

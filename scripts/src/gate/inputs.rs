@@ -61,6 +61,8 @@ pub(super) fn large() -> Result<Vec<Image>> {
     }
     list.push(image("debian.img", images::debian(&cache)?));
     list.extend(holes(&cache)?);
+    let same = fixes::same_patches_of_all(&cache)?;
+    list.extend(same.into_iter().map(|(name, path)| image(format!("{name}.lup"), path)));
     step.done();
     Ok(list)
 }
