@@ -1,6 +1,6 @@
-//! What puts tasks and processors of a guest into known places (`scripts/guest/plant`): a module, and programs
-//! that use BPF and start other kernels; a module that does nothing, to be loaded; two with new versions of functions; and a
-//! livepatch of the guest's own.
+//! What puts tasks and processors of a guest into known places (`scripts/guest/plant`): a module, and programs that use BPF,
+//! start other kernels, sleep, and load every processor; a module that does nothing, to be loaded; two with new versions of
+//! functions; and a livepatch of the guest's own.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -34,11 +34,13 @@ const MODULES: [&str; 5] =
     ["lucos_plant.ko", "lucos_trial.ko", PATCH, "lucos_answer.ko", "lucos_livepatch.ko"];
 const PATCH: &str = "lucos_patch.ko";
 /// Programs, which are put where a guest's shell finds them.
-const PROGRAMS: [(&str, &str); 4] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("bpf", include_str!("../../guest/plant/bpf.c")),
     ("kexec", include_str!("../../guest/plant/kexec.c")),
     ("caller", include_str!("../../guest/plant/caller.c")),
     ("pauser", include_str!("../../guest/plant/pauser.c")),
+    ("sleeper", include_str!("../../guest/plant/sleeper.c")),
+    ("workload", include_str!("../../guest/plant/workload.c")),
 ];
 
 /// An archive with all of it. The kernel unpacks archives that are one behind the other
