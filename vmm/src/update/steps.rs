@@ -82,6 +82,7 @@ impl Owner {
                 }
             }
             Tried::NotNow { why, holders, census } => {
+                tracing::info!(patch = id.0, name = job.name(), applying, "not now: {why}");
                 let (step, why) = match tries.next() {
                     Some(next) if applying => (Step::Applying(next), Some(why)),
                     Some(next) => (Step::RollingBack(next), Some(why)),
