@@ -6,6 +6,8 @@ mod loaded;
 mod sleepers;
 mod tally;
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -52,6 +54,11 @@ pub(super) fn number(text: &Value) -> Option<u64> {
 fn symbol(vm: &Vm, name: &str) -> Result<u64> {
     let report = vm.lucos(&format!("symbols {name}"))?;
     number(&report["symbols"][0]["address"]).with_context(|| format!("no symbol {name} in {report}"))
+}
+
+/// Every stack must be proven to be complete, `count` times, and there must be no doubt. Returns the frames, as they are shown.
+pub(super) fn every_stack_is_complete(vm: &Vm, count: usize) -> Result<BTreeSet<String>> {
+    Ok(tally::Tally::of(vm, count)?.names_in_full)
 }
 
 /// Every byte of the kernel's text that is not the image's must be where one of its tables says that it may change.

@@ -2,9 +2,11 @@
 
 mod basic;
 mod gone;
+mod inside;
 mod module;
 mod policy;
 mod refusals;
+mod torture;
 mod traced;
 
 use std::path::PathBuf;
@@ -39,6 +41,11 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::gone_after_a_kexec", Tier::Gate, || gone::kexec("6.1-cloud")),
     Test::with_alarms("patch::gone_after_a_kdump", Tier::Full, || gone::kdump("6.1-cloud")),
     Test::new("patch::agent_killed_at_any_point", Tier::Full, || gone::agent_killed("6.1-cloud")),
+    Test::new("patch::always_inside_6_1_cloud", Tier::Gate, || inside::always_inside("6.1-cloud")),
+    Test::new("patch::always_inside_6_12_cloud", Tier::Full, || inside::always_inside("6.12-cloud")),
+    Test::new("patch::torture_6_1_cloud", Tier::Gate, || torture::tortured("6.1-cloud", 20)),
+    Test::new("patch::torture_6_12_cloud", Tier::Full, || torture::tortured("6.12-cloud", 20)),
+    Test::new("patch::torture_for_long_6_1_cloud", Tier::Full, || torture::tortured("6.1-cloud", 200)),
 ];
 
 /// A guest with an agent, and patches for it.
