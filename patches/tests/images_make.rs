@@ -144,7 +144,7 @@ fn what_a_manifest_leaves_out_is_taken_from_the_kernel() {
     manifest["functions"][0]["name"] = "no_such_function".into();
     let (code, said) = pack("wrong.json", &manifest);
     assert_eq!(code, Some(ExitStatus::Refused.code().into()));
-    assert!(said.contains("the kernel has no function no_such_function"), "{said}");
+    assert!(said.contains("there is no function no_such_function"), "{said}");
 }
 
 #[test]

@@ -344,19 +344,20 @@ impl OldFunction {
     }
 }
 
-/// Where the function `name` begins. With several of that name, `position` tells which, by address from 0 on.
+/// Where the function `name` begins. With several symbols of that name, whatever they are, `position` tells which, by address from
+/// 0 on.
 pub(super) fn only_function(symbols: &Symbols, name: &str, position: Option<usize>) -> Result<Gva, NoPlace> {
-    let function = || name.to_owned();
+    let unknown = || NoPlace::Unknown { function: name.to_owned() };
+    if let Some(index) = position {
+        let symbol = symbols.named(name).nth(index).filter(Symbol::is_function);
+        return symbol.map(|symbol| symbol.address).ok_or_else(unknown);
+    }
     let mut named: Vec<_> = symbols.named(name).filter(Symbol::is_function).collect();
     named.dedup_by_key(|symbol| symbol.address);
-    match (&named[..], position) {
-        ([], _) => Err(NoPlace::Unknown { function: function() }),
-        ([only], None) => Ok(only.address),
-        (several, None) => Err(NoPlace::Ambiguous { function: function(), count: several.len() }),
-        (several, Some(index)) => {
-            let symbol = several.get(index).ok_or_else(|| NoPlace::Unknown { function: function() })?;
-            Ok(symbol.address)
-        }
+    match &named[..] {
+        [] => Err(unknown()),
+        [only] => Ok(only.address),
+        several => Err(NoPlace::Ambiguous { function: name.to_owned(), count: several.len() }),
     }
 }
 
