@@ -2,7 +2,7 @@
 //!
 //! A stock kernel rewrites some 3 % of its own text while it boots, and more whenever somebody traces it. Each such place is
 //! in one of the image's tables ([`crate::image::SiteKind`]) or holds a probe that the guest has armed; what differs
-//! anywhere else is named.
+//! anywhere else is named. Where a patch was applied, the patch's bytes are expected instead of the image's.
 
 use std::collections::BTreeMap;
 
@@ -23,6 +23,15 @@ pub struct Share {
     pub sites: u64,
     /// Bytes in them that differ.
     pub bytes: u64,
+}
+
+/// Bytes that a patch has put into the text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The first one, where it is now.
+    pub at: Gva,
+    /// All of them.
+    pub bytes: Vec<u8>,
 }
 
 /// Bytes that differ for no known reason.
@@ -47,26 +56,29 @@ pub struct TextReport {
     pub by_table: BTreeMap<SiteKind, Share>,
     /// What differs by right of the guest's probes.
     pub by_probe: Share,
+    /// What differs by right of patches: all that they have written, wherever it is.
+    pub by_patch: Share,
     /// What differs by nobody's.
     pub unexplained: Vec<Unexplained>,
     /// Whether there is more of that than is listed.
     pub cut: bool,
 }
 
-/// Compares all of the kernel's `.text`.
+/// Compares all of the kernel's `.text`, in which patches have `written` something.
 ///
 /// The guest may run meanwhile: what is being rewritten at that moment is then seen half-way, which is as well explained, or
 /// looked at again in a pause by [`confirm`].
-pub fn check(kernel: &Running<'_, impl Memory>) -> Result<TextReport, ReadError> {
+pub fn check(kernel: &Running<'_, impl Memory>, written: &[Written]) -> Result<TextReport, ReadError> {
     let image = kernel.model().image();
     let probes = probes(kernel)?;
     let mut report = TextReport::default();
+    report.by_patch.sites = written.len() as u64;
     let text = image.sections().filter(|(name, _, _)| *name == ".text");
     for (_, start, len) in text {
         let mut offset = 0;
         while offset < len {
             let here = CHUNK.min(len - offset);
-            compare(kernel, &probes, start.wrapping_add(offset as u64), here, &mut report)?;
+            compare(kernel, (&probes, written), start.wrapping_add(offset as u64), here, &mut report)?;
             offset += here;
         }
     }
@@ -74,13 +86,18 @@ pub fn check(kernel: &Running<'_, impl Memory>) -> Result<TextReport, ReadError>
 }
 
 /// Looks again at what was not explained, in a guest that stands still; keeps what still is not.
-pub fn confirm(kernel: &Running<'_, impl Memory>, report: TextReport) -> Result<TextReport, ReadError> {
+pub fn confirm(
+    kernel: &Running<'_, impl Memory>,
+    written: &[Written],
+    report: TextReport,
+) -> Result<TextReport, ReadError> {
     let probes = probes(kernel)?;
     let mut again = TextReport { unexplained: Vec::new(), ..report };
     for place in report.unexplained {
         let len = usize::try_from(place.len).unwrap_or(usize::MAX);
         let mut part = TextReport::default();
-        compare(kernel, &probes, kernel.linked(place.at), len, &mut part)?;
+        compare(kernel, (&probes, written), kernel.linked(place.at), len, &mut part)?;
+        again.by_patch.bytes += part.by_patch.bytes;
         again.unexplained.extend(part.unexplained);
     }
     Ok(again)
@@ -89,14 +106,17 @@ pub fn confirm(kernel: &Running<'_, impl Memory>, report: TextReport) -> Result<
 /// Compares `len` bytes that were linked for `linked`.
 fn compare(
     kernel: &Running<'_, impl Memory>,
-    probes: &[Probe],
+    (probes, written): (&[Probe], &[Written]),
     linked: Gva,
     len: usize,
     report: &mut TextReport,
 ) -> Result<(), ReadError> {
     let image = kernel.model().image();
     let expected = image.moved_bytes(linked, len, kernel.place().distance);
-    let expected = expected.expect("what is compared was taken from the image's own sections");
+    let original = expected.expect("what is compared was taken from the image's own sections");
+    let expected = with_patches(&original, kernel.now(linked), written);
+    report.by_patch.bytes +=
+        original.iter().zip(&expected).filter(|(one, other)| one != other).count() as u64;
     let mut found = vec![0; len];
     kernel.space().read(kernel.now(linked), &mut found)?;
     report.bytes += len as u64;
@@ -119,6 +139,20 @@ fn compare(
     }
     report.by_probe.sites = probes.len() as u64;
     Ok(())
+}
+
+/// The text that begins at `start` with what patches have written there.
+fn with_patches(original: &[u8], start: Gva, written: &[Written]) -> Vec<u8> {
+    let mut text = original.to_vec();
+    for Written { at, bytes } in written {
+        for (byte, at) in bytes.iter().zip(at.0..) {
+            let within = at.checked_sub(start.0).and_then(|offset| usize::try_from(offset).ok());
+            if let Some(place) = within.and_then(|offset| text.get_mut(offset)) {
+                *place = *byte;
+            }
+        }
+    }
+    text
 }
 
 /// Adds one byte to what is not explained.

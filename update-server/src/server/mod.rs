@@ -33,6 +33,7 @@ use crate::phases::place::OldFunction;
 use crate::phases::quiet;
 use crate::phases::rewrite;
 use crate::phases::stack_check::{Presence, Watched};
+use crate::text_check::Written;
 use refusal::not_now;
 
 #[derive(Debug)]
@@ -289,6 +290,20 @@ impl UpdateServer {
         let text = entry.sections.as_ref().and_then(|sections| entry.patch.module.text(sections).ok());
         let name = &*entry.patch.name;
         text.into_iter().flatten().map(|part| Watched::Code(name, part)).collect()
+    }
+
+    /// What all patches together have put into the guest's text.
+    pub fn written(&self, kernel: &Running<'_, impl Memory>) -> Result<Vec<Written>, Refusal> {
+        let mut all = Vec::new();
+        for (key, stack) in &self.jumps {
+            let Some((owner, to)) = stack.last() else { continue };
+            let switched = self.entry(*owner)?.switched.iter();
+            for Switched { old, .. } in switched.filter(|switched| switched.old.key(kernel) == *key) {
+                let edits = rewrite::edits(kernel, old, None, Some(*to))?;
+                all.extend(edits.into_iter().map(|edit| Written { at: edit.at, bytes: edit.after }));
+            }
+        }
+        Ok(all)
     }
 
     /// What the function at `key` jumps to now.

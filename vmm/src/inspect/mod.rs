@@ -25,7 +25,7 @@ use update_server::kernel::running::Running;
 use update_server::kernel::sections;
 use update_server::kernel::space::ReadError;
 use update_server::phases::stack_check::Holder;
-use update_server::text_check;
+use update_server::text_check::{self, Written};
 
 use crate::control::model::{HolderInfo, StackReport, SymbolReport, TaskReport, TextReport};
 use generations::Generations;
@@ -285,8 +285,9 @@ pub fn text(
     model: &Model,
     memory: &GuestBytes<'_>,
     place: Place,
+    written: &[Written],
 ) -> Result<text_check::TextReport, InspectError> {
-    text_check::check(&Running::at(model, memory, place)).map_err(InspectError::Memory)
+    text_check::check(&Running::at(model, memory, place), written).map_err(InspectError::Memory)
 }
 
 /// The same looked at again in a guest that stands still, if it still runs the same kernel.
@@ -294,9 +295,10 @@ pub fn confirm(
     model: &Model,
     guest: &StillGuest<'_>,
     generation: &Generation,
+    written: &[Written],
     report: text_check::TextReport,
 ) -> Result<TextReport, InspectError> {
     let kernel = find_again(model, guest, generation)?;
-    let report = text_check::confirm(&kernel, report).map_err(InspectError::Memory)?;
+    let report = text_check::confirm(&kernel, written, report).map_err(InspectError::Memory)?;
     Ok(report::text(&kernel, &report))
 }

@@ -106,6 +106,7 @@ pub(super) fn text<M: Memory>(kernel: &Running<'_, M>, report: &text_check::Text
     let share = |share: text_check::Share| TextShare { sites: share.sites, bytes: share.bytes };
     let tables = report.by_table.iter().map(|(kind, own)| (kind.table().to_owned(), share(*own)));
     let probes = Some(("kprobes".to_owned(), share(report.by_probe))).filter(|(_, own)| own.bytes > 0);
+    let patches = Some(("patches".to_owned(), share(report.by_patch))).filter(|(_, own)| own.bytes > 0);
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
     let difference = |place: &text_check::Unexplained| Difference {
         address: place.at.to_string(),
@@ -117,7 +118,7 @@ pub(super) fn text<M: Memory>(kernel: &Running<'_, M>, report: &text_check::Text
         kernel: release(kernel),
         generation: 0,
         bytes: report.bytes,
-        explained: tables.chain(probes).collect(),
+        explained: tables.chain(probes).chain(patches).collect(),
         unexplained: report.unexplained.iter().map(difference).collect(),
         cut: report.cut,
         paused_us: 0,

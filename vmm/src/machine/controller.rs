@@ -325,8 +325,13 @@ impl MachineControl for Controller {
         let (found, found_us) = self.find("vm.text-check")?;
         let generation = self.inspector.number(&found);
         // The long part, for which nothing needs to stand still.
-        let report = self.look("vm.text-check", |model, memory| inspect::text(model, memory, found.place))?;
-        let confirm = |model: &Model, guest: &StillGuest<'_>| inspect::confirm(model, guest, &found, report);
+        let written = self.board().written();
+        let report =
+            self.look("vm.text-check", |model, memory| inspect::text(model, memory, found.place, &written))?;
+        // A patch may have come meanwhile.
+        let written = self.board().written();
+        let confirm =
+            |model: &Model, guest: &StillGuest<'_>| inspect::confirm(model, guest, &found, &written, report);
         let (report, paused_us) = self.inspect("vm.text-check", confirm)?;
         Ok(TextReport { generation, paused_us: found_us + paused_us, ..report })
     }

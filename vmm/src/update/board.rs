@@ -1,9 +1,10 @@
 //! What everybody may read of the patches, without asking their owner.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::watch;
+use update_server::text_check::Written;
 
 use crate::control::model::{AgentInfo, PatchInfo, PatchList};
 
@@ -18,11 +19,13 @@ pub struct Board {
 struct Shown {
     list: PatchList,
     at: Instant,
+    /// What patches have put into the guest's text.
+    written: Arc<[Written]>,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        let shown = Shown { list: PatchList::default(), at: Instant::now() };
+        let shown = Shown { list: PatchList::default(), at: Instant::now(), written: Arc::default() };
         Self { shown: Mutex::new(shown), revision: watch::channel(0).0 }
     }
 }
@@ -43,6 +46,16 @@ impl Board {
         list
     }
 
+    /// What patches have put into the guest's text.
+    pub fn written(&self) -> Arc<[Written]> {
+        Arc::clone(&self.lock().written)
+    }
+
+    /// Writes what that is now.
+    pub(super) fn show_written(&self, written: Vec<Written>) {
+        self.lock().written = written.into();
+    }
+
     /// Tells of each change: the new revision.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()
@@ -52,7 +65,8 @@ impl Board {
     pub fn show(&self, agent: Option<AgentInfo>, taint: Option<u64>, patches: Vec<PatchInfo>) {
         let mut shown = self.lock();
         let revision = shown.list.revision + 1;
-        *shown = Shown { list: PatchList { revision, agent, taint, patches }, at: Instant::now() };
+        shown.list = PatchList { revision, agent, taint, patches };
+        shown.at = Instant::now();
         drop(shown);
         self.revision.send_replace(revision);
     }

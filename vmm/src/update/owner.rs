@@ -33,7 +33,7 @@ const EEXIST: u32 = 17;
 
 /// Everything that is known of the patches of one machine.
 pub struct Owner {
-    inbox: Inbox,
+    pub(super) inbox: Inbox,
     pub(super) access: Arc<dyn Access>,
     pub(super) link: Arc<AgentLink>,
     pub(super) server: UpdateServer,
@@ -347,6 +347,7 @@ impl Owner {
             tracing::warn!(patch = job.id.0, name = job.name(), "a patch is gone: {why}");
             job.go(Step::Gone, Some(why.to_owned()));
         }
+        self.show_written();
     }
 
     /// Makes room for another patch among those that are of no more use.

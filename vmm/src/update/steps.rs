@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use update_server::kernel::model::Model;
+use update_server::kernel::running::Running;
 use update_server::phases::drain::Draining;
 use update_server::phases::stack_check::Presence;
 use update_server::server::PatchId;
 
+use super::access::looking;
 use super::drain::{self, Left};
 use super::job::{Looks, Step, Tries};
 use super::owner::{ANOTHER_KERNEL, Owner};
 use super::switch::{self, Direction, Tried};
 use crate::control::model::PatchState;
+use crate::inspect::GuestBytes;
 
 impl Owner {
     /// Goes on with a patch for which something is due.
@@ -30,6 +34,7 @@ impl Owner {
             }
             Step::Applying(tries) | Step::RollingBack(tries) => {
                 self.switch(id, tries);
+                self.show_written();
                 self.show_unloaded();
             }
             Step::Draining(looks) | Step::Leaving(looks) => {
@@ -103,6 +108,18 @@ impl Owner {
             }
             Tried::Gone => self.gone(ANOTHER_KERNEL),
         }
+    }
+
+    /// Shows what patches have put into the guest's text, for whoever compares that.
+    pub(super) fn show_written(&self) {
+        let place = self.jobs.values().find(|job| job.state().is_applied()).map(|job| job.generation.place);
+        let written = place.and_then(|place| {
+            let read = |model: &Model, memory: &GuestBytes<'_>| {
+                self.server.written(&Running::at(model, memory, place))
+            };
+            looking(&*self.access, read).ok()?.ok()
+        });
+        self.inbox.updates.board().show_written(written.unwrap_or_default());
     }
 
     /// Looks at who is left in code that is on its way out.
