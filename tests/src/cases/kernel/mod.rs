@@ -29,7 +29,7 @@ pub(super) const TESTS: &[Test] = &[
     }),
     Test::new("kernel::busy_6_12_cloud", Tier::Full, || busy("vmlinuz-6.12-cloud", "")),
     Test::new("kernel::busy_6_1_rt", Tier::Full, || busy("vmlinuz-6.1-rt", "")),
-    Test::new("kernel::made_code_6_1_cloud", Tier::Gate, || made_code("6.1-cloud")),
+    Test::new("kernel::made_code_6_1_cloud", Tier::Full, || made_code("6.1-cloud")),
     Test::new("kernel::made_code_6_12_cloud", Tier::Full, || made_code("6.12-cloud")),
     Test::new("kernel::sleepers_on_intel_6_1_cloud", Tier::Intel, || on_a_slow_host("vmlinuz-6.1-cloud")),
     Test::new("kernel::five_levels_6_1_cloud", Tier::FiveLevels, || five_levels("vmlinuz-6.1-cloud")),
