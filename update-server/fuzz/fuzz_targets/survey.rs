@@ -10,6 +10,7 @@ mod small_guest;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
@@ -142,8 +143,8 @@ fn stale(doubt: &Doubt) -> Option<Gva> {
 
 /// The tasks of which two censuses do not say the same.
 fn differences(one: &Census, other: &Census) -> BTreeSet<Gva> {
-    let said = |stack: &Stack| {
-        let Stack { task, found, frames, outcome } = stack.clone();
+    let said = |stack: &Arc<Stack>| {
+        let Stack { task, found, frames, outcome } = Stack::clone(stack);
         (task.address, (task.pid, task.start_time, found, frames, outcome))
     };
     let [one, other] = [one, other].map(|census| census.stacks.iter().map(said).collect::<BTreeMap<_, _>>());
