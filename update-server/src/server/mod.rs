@@ -156,16 +156,11 @@ impl UpdateServer {
             rewrite::compare(kernel, old, from, &census.loaded.probes)?;
             edits.extend(rewrite::edits(kernel, old, from, Some(*to))?);
         }
-        let presence = Presence::of(kernel, census, &self.replaced(kernel, functions, None));
-        if !presence.doubts.is_empty() {
-            return not_now(NotNow::Doubt { doubts: presence.doubts });
-        }
+        let presence = proven(Presence::of(kernel, census, &self.replaced(kernel, functions, None)))?;
         if let Some(holder) = presence.under() {
             return not_now(NotNow::Under { holder: Box::new(holder.clone()) });
         }
-        if patch.consistency == Consistency::Quiescent && !presence.holders.is_empty() {
-            return not_now(NotNow::Inside { holders: presence.holders });
-        }
+        let presence = by_policy(patch.consistency, presence)?;
         Journal::check(kernel.space(), &edits)?.commit(guest)?;
         for Switched { old, to, .. } in functions {
             self.jumps.entry(old.key(kernel)).or_default().push((*id, *to));
@@ -219,14 +214,7 @@ impl UpdateServer {
             edits.extend(rewrite::edits(kernel, old, Some(*own), to)?);
         }
         let presence = Presence::of(kernel, census, &Self::brought(entry));
-        if patch.consistency == Consistency::Quiescent {
-            if !presence.doubts.is_empty() {
-                return not_now(NotNow::Doubt { doubts: presence.doubts });
-            }
-            if !presence.holders.is_empty() {
-                return not_now(NotNow::Inside { holders: presence.holders });
-            }
-        }
+        let presence = by_policy(patch.consistency, presence)?;
         Journal::check(kernel.space(), &edits)?.commit(guest)?;
         for stack in self.jumps.values_mut() {
             stack.retain(|(owner, _)| *owner != id);
@@ -323,6 +311,25 @@ impl UpdateServer {
         match self.entry(id) {
             Ok(entry) => Refusal::WrongState { name: entry.patch.name.clone(), state: entry.state, needed },
             Err(unknown) => unknown,
+        }
+    }
+}
+
+/// Nothing may be in doubt.
+fn proven(presence: Presence) -> Result<Presence, Box<SwitchError>> {
+    if presence.doubts.is_empty() { Ok(presence) } else { not_now(NotNow::Doubt { doubts: presence.doubts }) }
+}
+
+/// Where old and new code may not run at the same time, nobody may be in what is on its way out.
+fn by_policy(consistency: Consistency, presence: Presence) -> Result<Presence, Box<SwitchError>> {
+    match consistency {
+        Consistency::Coexist => Ok(presence),
+        Consistency::Quiescent => {
+            let presence = proven(presence)?;
+            if presence.holders.is_empty() {
+                return Ok(presence);
+            }
+            not_now(NotNow::Inside { holders: presence.holders })
         }
     }
 }
