@@ -6,13 +6,29 @@ use update_server::kernel::running::Running;
 use update_server::server::{Patch, PatchId, State, UpdateServer};
 
 use super::access::{Access, looking, pausing};
+use super::admission::Admitted;
 use super::job::Step;
 use super::owner::Owner;
+use crate::agent::{AgentLink, Order};
 use crate::control::ControlError;
 use crate::inspect;
 
+/// Asks the agent to load the module of the patch `id`; the number of the request.
+pub(super) fn ask_to_load(
+    access: &dyn Access,
+    server: &mut UpdateServer,
+    agent: &AgentLink,
+    id: PatchId,
+    admitted: &Admitted,
+    generation: &Generation,
+) -> Result<u32, ControlError> {
+    let module = link(access, server, id, &admitted.patch, generation)?.into();
+    let request = agent.ask(Order::Load { name: admitted.module.clone(), module });
+    request.map_err(|error| ControlError::Host { why: error.to_string() })
+}
+
 /// The module of the patch `id` as the guest is to load it. What it refers to and what it replaces in modules must be there.
-pub(super) fn link(
+fn link(
     access: &dyn Access,
     server: &mut UpdateServer,
     id: PatchId,

@@ -16,7 +16,7 @@ use super::job::{Job, Step, Tries};
 use super::linking;
 use super::switch::Deadline;
 use super::updates::{Event, Inbox};
-use crate::agent::{AgentLink, Answer, Order, Outcome};
+use crate::agent::{AgentLink, Answer, Outcome};
 use crate::control::ControlError;
 use crate::control::model::{AgentInfo, PatchInfo, PatchState};
 
@@ -178,9 +178,8 @@ impl Owner {
         generation: &Generation,
         limit: Duration,
     ) -> Result<Step, ControlError> {
-        let module = linking::link(&*self.access, &mut self.server, id, &admitted.patch, generation)?.into();
-        let request = self.link.ask(Order::Load { name: admitted.module.clone(), module });
-        let request = request.map_err(|error| ControlError::Host { why: error.to_string() })?;
+        let (access, server) = (&*self.access, &mut self.server);
+        let request = linking::ask_to_load(access, server, &self.link, id, admitted, generation)?;
         *self.asked.entry(id).or_default() += 1;
         Ok(Step::Loading { request, until: Instant::now() + limit })
     }
@@ -268,14 +267,9 @@ impl Owner {
             }
             Outcome::Lost => {
                 let until = job.due().unwrap_or_else(Instant::now);
-                let patch = &job.admitted.patch;
-                let module = linking::link(&*self.access, &mut self.server, id, patch, &job.generation);
+                let (access, server) = (&*self.access, &mut self.server);
                 *self.asked.entry(id).or_default() += 1;
-                let asked = module.and_then(|module| {
-                    let order = Order::Load { name: job.admitted.module.clone(), module: module.into() };
-                    self.link.ask(order).map_err(|error| ControlError::Host { why: error.to_string() })
-                });
-                match asked {
+                match linking::ask_to_load(access, server, &self.link, id, &job.admitted, &job.generation) {
                     Ok(request) => job.go(Step::Loading { request, until }, job.why.clone()),
                     Err(error) => job.go(Step::Failed, Some(error.to_string())),
                 }

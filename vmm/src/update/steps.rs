@@ -52,8 +52,11 @@ impl Owner {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let applying = job.state() == PatchState::Applying;
         let direction = if applying { Direction::Apply(&job.admitted.module) } else { Direction::RollBack };
-        let (outcome, paused_us) =
+        let answer =
             switch::attempt(&*self.access, &mut self.server, id, &job.generation, direction, alleged);
+        let (outcome, paused_us) = answer.unwrap_or_else(|error| {
+            (Tried::NotNow { why: error.to_string(), holders: Vec::new(), census: None }, 0)
+        });
         job.attempts += 1;
         // What it was before it was tried. Whether somebody is left in old code is looked at again.
         let unchanged = |why| {

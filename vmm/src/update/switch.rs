@@ -68,23 +68,9 @@ pub(super) enum Tried {
     Gone,
 }
 
-/// Tries once. Says for how long the guest stood still, in microseconds.
+/// Tries once. Says for how long the guest stood still, in microseconds. An error is the machine's, which starts or ends, or could
+/// not be stopped in time.
 pub(super) fn attempt(
-    access: &dyn Access,
-    server: &mut UpdateServer,
-    id: PatchId,
-    expected: &Generation,
-    direction: Direction<'_>,
-    alleged: &BTreeMap<String, Gva>,
-) -> (Tried, u64) {
-    match try_once(access, server, id, expected, direction, alleged) {
-        Ok(tried) => tried,
-        // The machine starts or ends, or could not be stopped in time.
-        Err(error) => (Tried::NotNow { why: error.to_string(), holders: Vec::new(), census: None }, 0),
-    }
-}
-
-fn try_once(
     access: &dyn Access,
     server: &mut UpdateServer,
     id: PatchId,

@@ -125,16 +125,14 @@ impl Updates {
         answer.recv_timeout(REQUEST_LIMIT).map_err(|_| slow())?
     }
 
-    fn send(&self, event: Event) {
-        // Only at the machine's end nobody is there.
-        drop(self.sender.send(event));
-    }
-}
-
-impl Updates {
     /// The owner is about to hear the agent's side.
     pub(super) fn heard(&self) {
         self.told.store(false, Ordering::Release);
+    }
+
+    fn send(&self, event: Event) {
+        // Only at the machine's end nobody is there.
+        drop(self.sender.send(event));
     }
 }
 
