@@ -121,7 +121,7 @@ impl Journal {
     }
 
     /// Writes all of them.
-    pub fn commit(self, guest: &impl Paused) -> Result<(), JournalError> {
+    pub fn commit(&self, guest: &impl Paused) -> Result<(), JournalError> {
         for (index, piece) in self.pieces.iter().enumerate() {
             if guest.write(piece.place, &piece.after).is_err() {
                 let mut undone = true;

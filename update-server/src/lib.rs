@@ -15,6 +15,7 @@
 //! | [`server`] | every patch of a guest: applied, rolled back |
 //! | [`phases`] | what that takes, in its order |
 //! | [`journal`] | changes to memory, all or none |
+//! | `reads` | what was read of a guest that ran, to see in a pause whether it is still so |
 //! | [`steps`] | how much more of it may be looked at |
 #![forbid(unsafe_code)]
 
@@ -29,6 +30,7 @@ pub mod journal;
 pub mod kernel;
 pub mod limits;
 pub mod phases;
+mod reads;
 pub mod server;
 pub mod steps;
 pub mod text_check;

@@ -121,3 +121,8 @@ pub const LIVEPATCHES: usize = bound(4096, 8);
 
 /// Patches of one guest. A distributor makes some fifty in the life of a kernel.
 pub const PATCHES: usize = 256;
+
+/// Readings of guest memory that are kept to be compared in a pause: with 200 modules and 50 functions there are some 3,000.
+pub const READS: usize = bound(1 << 15, 256);
+/// Bytes of them: a patch's module and the functions that it replaces have some 100 KiB. To compare these takes a millisecond.
+pub const READ_BYTES: usize = bound(8 << 20, 1 << 16);

@@ -24,7 +24,7 @@ fn by_task(census: &Census) -> ByTask {
         let Stack { task, found, frames, outcome } = &**stack;
         (task.address, (task.pid, task.start_time, *found, frames.clone(), outcome.clone()))
     };
-    census.stacks.iter().map(said).collect()
+    census.stacks().map(said).collect()
 }
 
 /// The tasks of which two censuses do not say the same.
@@ -74,10 +74,10 @@ fn however_tasks_run_meanwhile_what_is_known_in_the_end_is_true() {
                 let case = format!("{name}, seed {seed}, look {look}");
                 assert!(census.doubts.is_empty() && fresh.doubts.is_empty(), "{case}: {:?}", census.doubts);
                 assert_eq!(differences(&census, &fresh), BTreeSet::new(), "{case}");
-                assert!(fresh.stacks.iter().all(|stack| stack.outcome == Outcome::Complete), "{case}");
+                assert!(fresh.stacks().all(|stack| stack.outcome == Outcome::Complete), "{case}");
                 proven += usize::from(census.effort.proven);
-                kept += census.stacks.len() - census.effort.walked;
-                ended += usize::from(census.stacks.len() < plan.tasks.len());
+                kept += census.stacks().count() - census.effort.walked;
+                ended += usize::from(census.stacks().count() < plan.tasks.len());
                 in_user += guest.vcpus().iter().filter(|vcpu| vcpu.cpl == 3).count();
             }
         }
@@ -160,7 +160,7 @@ fn whatever_is_rewritten_meanwhile_no_difference_is_kept_quiet() {
                     assert_eq!(stale(&census), found, "{name}, {group}, {lie:?}, {pace}, look {look}");
                     wrong += found.len() + fresh.doubts.len();
                     let complete = |stack: &Arc<Stack>| stack.outcome == Outcome::Complete;
-                    let is_whole = fresh.doubts.is_empty() && fresh.stacks.iter().all(complete);
+                    let is_whole = fresh.doubts.is_empty() && fresh.stacks().all(complete);
                     broken += usize::from(!is_whole);
                     assert!(is_whole || look % 2 == 0, "{name}, {group}, {lie:?}: {:?}", fresh.doubts);
                 }

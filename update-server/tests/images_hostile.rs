@@ -65,7 +65,7 @@ fn whatever_the_guest_says_every_look_ends() {
                 let tables = PageTables { root: Gpa(0), levels: 4 };
                 let kernel = Running::at(&model, &liar, Place { distance, tables });
                 let stacks =
-                    census::take(&kernel, &liar).map(|census| (census.stacks.len(), census.doubts.len()));
+                    census::take(&kernel, &liar).map(|census| (census.stacks().count(), census.doubts.len()));
                 // The same while another vCPU of it rewrites lists, tables and stacks under our eyes.
                 if distance == 0 {
                     let mut survey = Survey::default();
@@ -74,7 +74,7 @@ fn whatever_the_guest_says_every_look_ends() {
                     liar.pace.set(0);
                     let settled = survey.settle(&kernel, &liar).is_ok();
                     let census = survey.census();
-                    let (stacks, doubts) = (census.stacks.len(), census.doubts.len());
+                    let (stacks, doubts) = (census.stacks().count(), census.doubts.len());
                     println!(
                         "rewritten: {prepared} {settled}, {stacks} stacks, {doubts} doubts, {:?}",
                         begin.elapsed()

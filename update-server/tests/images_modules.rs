@@ -110,8 +110,7 @@ impl<'p> Bench<'p> {
     }
 
     fn prepare(&self, id: PatchId) -> Result<Prepared, Refusal> {
-        let modules = self.census().loaded.modules.clone();
-        self.server.prepare(id, &self.kernel(), &modules, self.sections.clone())
+        self.server.prepare(id, &self.kernel(), &self.census(), self.sections.clone())
     }
 
     fn apply(&mut self, prepared: &Prepared) -> Result<Presence, SwitchError> {
@@ -123,7 +122,8 @@ impl<'p> Bench<'p> {
     fn roll_back(&mut self, id: PatchId) -> Result<Presence, SwitchError> {
         let census = self.census();
         let kernel = Running::find(self.model, &self.guest, self.guest.vcpus()).unwrap();
-        self.server.roll_back(id, &kernel, &self.guest, &census).map_err(|error| *error)
+        let prepared = self.server.prepare_return(id, &kernel, &census)?;
+        self.server.roll_back(&prepared, &kernel, &self.guest, &census).map_err(|error| *error)
     }
 
     fn note_unloaded(&mut self) {

@@ -4,6 +4,8 @@
 mod images;
 mod small_guest;
 
+use std::sync::Arc;
+
 use images::models;
 use small_guest::{Guest, Plan, physical};
 use update_server::addr::Gva;
@@ -102,12 +104,12 @@ fn who_is_under_a_jump_or_inside_is_told_from_who_has_not_begun() {
     for (name, model) in models("who_is_under_a_jump_or_inside_is_told_from_who_has_not_begun") {
         let plan = Plan::new(&model);
         let mut guest = Guest::new(&plan);
-        let old = OldFunction::find(model.image(), "ipc_addid", None).unwrap();
+        let old = Arc::new(OldFunction::find(model.image(), "ipc_addid", None).unwrap());
         let place = old.places[0];
         let position = |guest: &Guest<'_>| {
             let kernel = Running::find(&model, guest, guest.vcpus()).unwrap();
             let census = census::take(&kernel, guest).unwrap();
-            let presence = Presence::of(&kernel, &census, &[Watched::Function(&old)]);
+            let presence = Presence::of(&kernel, &census, &[Watched::Function(Arc::clone(&old))]);
             let found = presence.holders.first().map(|holder| holder.position);
             // Elsewhere than at its own instructions it would be a doubt.
             (found, presence.under().is_some(), presence.doubts.is_empty())

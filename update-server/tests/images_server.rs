@@ -13,7 +13,7 @@ use images::models;
 use patch_module::{linked_by_others, put, resolve};
 use small_guest::{Guest, Plan, physical};
 use update_server::addr::Gva;
-use update_server::census::{self, Census};
+use update_server::census::{self, Census, Survey};
 use update_server::guest::{Paused, Vcpu};
 use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
@@ -77,14 +77,15 @@ impl Bench<'_> {
     fn apply(&mut self, id: PatchId) -> Result<Presence, SwitchError> {
         let census = self.census();
         let kernel = Running::find(self.model, &self.guest, self.guest.vcpus()).unwrap();
-        let prepared = self.server.prepare(id, &kernel, &census.loaded.modules, self.sections.clone())?;
+        let prepared = self.server.prepare(id, &kernel, &census, self.sections.clone())?;
         self.server.apply(&prepared, &kernel, &self.guest, &census).map_err(|error| *error)
     }
 
     fn roll_back(&mut self, id: PatchId) -> Result<(), SwitchError> {
         let census = self.census();
         let kernel = Running::find(self.model, &self.guest, self.guest.vcpus()).unwrap();
-        self.server.roll_back(id, &kernel, &self.guest, &census).map(drop).map_err(|error| *error)
+        let prepared = self.server.prepare_return(id, &kernel, &census)?;
+        self.server.roll_back(&prepared, &kernel, &self.guest, &census).map(drop).map_err(|error| *error)
     }
 
     /// Where a function jumps to.
@@ -204,5 +205,52 @@ fn not_a_byte_changes_before_everything_is_as_it_must_be() {
         assert_eq!(bench.server.state(quiescent), Ok(State::Gone), "{name}");
         let error = bench.roll_back(quiescent).unwrap_err();
         assert!(matches!(error, SwitchError::Refused(Refusal::WrongState { .. })), "{name}: {error}");
+    });
+}
+
+#[test]
+fn what_changes_before_the_pause_is_seen_in_it() {
+    bench("what_changes_before_the_pause_is_seen_in_it", |name, mut bench, module| {
+        let patch = bench.patch("patch", &[("do_sys_poll", "replaced"), ("ipc_addid", "helper")], &module);
+        let Old::Image(old) = patch.functions[1].old.clone() else { panic!("{name}: {patch:?}") };
+        let id = bench.server.add(patch).unwrap();
+        let before = bench.guest.ram();
+        let mut survey = Survey::default();
+        // Prepares while the guest runs, lets `change` change something, and applies in the pause. Says how often that has read.
+        let mut apply = |bench: &mut Bench<'_>, change: &dyn Fn(&Bench<'_>)| {
+            let kernel = Running::find(bench.model, &bench.guest, bench.guest.vcpus()).unwrap();
+            survey.prepare(&kernel).unwrap();
+            let prepared =
+                bench.server.prepare(id, &kernel, &survey.census(), bench.sections.clone()).unwrap();
+            change(bench);
+            let kernel = Running::find(bench.model, &bench.guest, bench.guest.vcpus()).unwrap();
+            survey.settle(&kernel, &bench.guest).unwrap();
+            let reads = bench.guest.reads();
+            let census = survey.census();
+            let applied = bench.server.apply(&prepared, &kernel, &bench.guest, &census);
+            applied.map(|_| bench.guest.reads() - reads).map_err(|error| *error)
+        };
+        let symbol = |name: &str| bench.model.image().symbols().only(name).unwrap().address;
+        let lock =
+            symbol("text_mutex").wrapping_add(bench.model.image().types().offset("mutex", "owner").unwrap());
+        let text = module.text(&bench.sections).unwrap()[0].end.wrapping_offset(-1);
+        let flip = |bench: &Bench<'_>, at: Gva| {
+            let kernel = Running::find(bench.model, &bench.guest, bench.guest.vcpus()).unwrap();
+            let [byte] = kernel.space().array::<1>(at).unwrap();
+            put(&bench.guest, at, &[byte ^ 1]);
+        };
+        for at in [lock.wrapping_add(1), old.text.start.wrapping_add(40), old.places[0].at, text] {
+            let error = apply(&mut bench, &|bench| flip(bench, at)).expect_err(&at.to_string());
+            flip(&bench, at);
+            assert_eq!(bench.guest.ram(), before, "{name}: {error}");
+        }
+        // And when it had been found wrong, and is right in the pause.
+        flip(&bench, text);
+        let anew = apply(&mut bench, &|bench| flip(bench, text)).unwrap();
+        bench.roll_back(id).unwrap();
+        let foreseen = apply(&mut bench, &|_| ()).unwrap();
+        assert!(foreseen < anew, "{name}: {foreseen} readings, and {anew} where nothing was foreseen");
+        bench.roll_back(id).unwrap();
+        assert_eq!(bench.guest.ram(), before, "{name}");
     });
 }

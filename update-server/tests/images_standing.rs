@@ -20,13 +20,13 @@ fn of_a_guest_that_stands_still_all_is_known() {
         let kernel = Running::find(&model, &guest, guest.vcpus()).unwrap();
         let census = census::take(&kernel, &guest).unwrap();
         assert!(census.doubts.is_empty(), "{name}: {:?}", census.doubts);
-        let found: Vec<_> = census.stacks.iter().map(|stack| stack.task.address).collect();
+        let found: Vec<_> = census.stacks().map(|stack| stack.task.address).collect();
         let mut expected = plan.tasks.clone();
         expected.sort_unstable();
         let mut sorted = found.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, expected, "{name}");
-        for stack in &census.stacks {
+        for stack in census.stacks() {
             assert_eq!(stack.outcome, Outcome::Complete, "{name}: {stack:?}");
             assert!(stack.frames.len() >= 6, "{name}: {stack:?}");
         }
@@ -82,7 +82,7 @@ fn frames_in(model: &Model, function: &str, saved: bool, from: From) -> (Vec<Str
     guest.set_vcpus(vec![stopped, plan.vcpus[1].clone()]);
     let kernel = Running::find(model, &guest, guest.vcpus()).unwrap();
     let census = census::take(&kernel, &guest).unwrap();
-    let stack = census.stacks.into_iter().find(|stack| stack.task.address == plan.tasks[0]).unwrap();
+    let stack = census.stacks().find(|stack| stack.task.address == plan.tasks[0]).unwrap();
     let name = |at| model.image().symbols().containing(at).unwrap().0.name.to_owned();
     (stack.frames.iter().map(|frame| name(frame.address)).collect(), stack.outcome.clone())
 }
@@ -128,8 +128,13 @@ fn what_stands_for_all_tasks_without_a_deadline_is_no_task() {
         let kernel = Running::find(&model, &guest, guest.vcpus()).unwrap();
         let census = census::take(&kernel, &guest).unwrap();
         assert!(census.doubts.is_empty(), "{name}: {:?}", census.doubts);
-        assert_eq!(census.stacks.len(), plan.tasks.len(), "{name}: {:?}", census.stacks);
-        assert!(census.stacks.iter().all(|stack| stack.outcome == Outcome::Complete), "{name}");
+        assert_eq!(
+            census.stacks().count(),
+            plan.tasks.len(),
+            "{name}: {:?}",
+            census.stacks().collect::<Vec<_>>()
+        );
+        assert!(census.stacks().all(|stack| stack.outcome == Outcome::Complete), "{name}");
     }
 }
 
@@ -157,7 +162,7 @@ fn the_stack_of_a_task_that_has_ended_goes_without_its_running() {
         survey.verify(&kernel, &guest).unwrap();
         let census = survey.census();
         assert!(census.doubts.is_empty(), "{name}: {:?}", census.doubts);
-        let ended = census.stacks.iter().find(|stack| stack.task.address == plan.tasks[4]).unwrap();
+        let ended = census.stacks().find(|stack| stack.task.address == plan.tasks[4]).unwrap();
         assert!(ended.frames.is_empty() && ended.outcome == Outcome::Complete, "{name}: {ended:?}");
         // One that is told only by its count would have it still.
         assert!(census.effort.proven, "{name}");
@@ -178,7 +183,7 @@ fn a_return_that_a_tracer_has_taken_over_is_known_while_tasks_switch() {
         let kernel = Running::find(&model, &guest, guest.vcpus()).unwrap();
         let before = census::take(&kernel, &guest).unwrap();
         let frames = |census: &census::Census| {
-            let stack = census.stacks.iter().find(|stack| stack.task.address == plan.tasks[0]).unwrap();
+            let stack = census.stacks().find(|stack| stack.task.address == plan.tasks[0]).unwrap();
             assert_eq!(stack.outcome, Outcome::Complete, "{name}: {stack:?}");
             stack.frames.clone()
         };

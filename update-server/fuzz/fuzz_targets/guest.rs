@@ -40,6 +40,6 @@ fuzz_target!(|bytes: &[u8]| {
     if survey.settle(&kernel, &guest).is_ok() {
         let _ = survey.verify(&kernel, &guest);
         let census = survey.census();
-        assert!(census.stacks.iter().all(|stack| stack.frames.len() < 4096));
+        assert!(census.stacks().all(|stack| stack.frames.len() < 4096));
     }
 });

@@ -126,7 +126,7 @@ fn judge(fixed: &Fixed, survey: &mut Survey, guest: &Guest<'_>, honest: bool, al
     assert_eq!(stale, differences(&known, &fresh));
     assert!(stale.is_empty() || !always);
     let whole =
-        fresh.doubts.is_empty() && fresh.stacks.iter().all(|stack| stack.outcome == Outcome::Complete);
+        fresh.doubts.is_empty() && fresh.stacks().all(|stack| stack.outcome == Outcome::Complete);
     assert!(whole || !honest, "{:?}", fresh.doubts);
     let _ = Generation::of(&kernel, guest.vcpus());
     for (module, sites) in known.loaded.modules.iter().zip(sites(&kernel, &known.loaded.modules)) {
@@ -147,6 +147,6 @@ fn differences(one: &Census, other: &Census) -> BTreeSet<Gva> {
         let Stack { task, found, frames, outcome } = Stack::clone(stack);
         (task.address, (task.pid, task.start_time, found, frames, outcome))
     };
-    let [one, other] = [one, other].map(|census| census.stacks.iter().map(said).collect::<BTreeMap<_, _>>());
+    let [one, other] = [one, other].map(|census| census.stacks().map(said).collect::<BTreeMap<_, _>>());
     one.keys().chain(other.keys()).filter(|task| one.get(task) != other.get(task)).copied().collect()
 }

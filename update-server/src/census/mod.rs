@@ -23,8 +23,10 @@ mod task;
 mod tasks;
 mod unwind;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::addr::Gva;
 use crate::guest::Paused;
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
@@ -99,14 +101,42 @@ pub struct Effort {
 /// All stacks, and what stood in the way of finding more.
 #[derive(Debug, Clone)]
 pub struct Census {
-    /// One for each task that was found.
-    pub stacks: Vec<Arc<Stack>>,
+    /// Those that were known before the pause.
+    known: Arc<Vec<Arc<Stack>>>,
+    /// The tasks of which that does not hold any more.
+    outdated: HashSet<Gva>,
+    /// Theirs as they are now, and those of tasks that were not known.
+    fresh: Vec<Arc<Stack>>,
     /// The code that is not the image's.
     pub loaded: Arc<Loaded>,
     /// What was not found that should be there, or found where it should not be.
     pub doubts: Vec<Doubt>,
     /// What it took.
     pub effort: Effort,
+}
+
+impl Census {
+    /// One for each task that was found.
+    pub fn stacks(&self) -> impl Iterator<Item = &Arc<Stack>> {
+        let holds = |stack: &&Arc<Stack>| !self.outdated.contains(&stack.task.address);
+        self.known.iter().filter(holds).chain(&self.fresh)
+    }
+
+    /// Those that were known before the pause. What was found out of them need not be found out again, but for
+    /// [`Census::is_outdated`] ones.
+    pub(crate) fn known(&self) -> &Arc<Vec<Arc<Stack>>> {
+        &self.known
+    }
+
+    /// Whether the stack of `task` is another one since.
+    pub(crate) fn is_outdated(&self, task: Gva) -> bool {
+        self.outdated.contains(&task)
+    }
+
+    /// Those that are not among the known ones.
+    pub(crate) fn fresh(&self) -> &[Arc<Stack>] {
+        &self.fresh
+    }
 }
 
 /// Looks at every stack of a guest that stands still, with nothing known before.

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::doubt::Doubt;
 use crate::addr::Gva;
+use crate::bytes::u64_at;
 use crate::guest::Memory;
 use crate::kernel::list::{self, End};
 use crate::kernel::running::Running;
@@ -12,7 +13,7 @@ use crate::kernel::space::ReadError;
 use crate::limits::TASKS;
 
 /// Priorities of real-time tasks, each with a list of its own (`include/linux/sched/prio.h`, `MAX_RT_PRIO`).
-const REAL_TIME: u64 = 100;
+const REAL_TIME: usize = 100;
 
 /// Looks at one run queue after the other, and at only so many places in all.
 #[derive(Debug)]
@@ -38,9 +39,16 @@ impl<'a, 'g, M: Memory> Queues<'a, 'g, M> {
         let layout = &self.kernel.model().layout;
         let (run_queue, task) = (&layout.run_queue, &layout.task);
         self.list(queue.wrapping_add(run_queue.fair_tasks), task.group_node, found)?;
-        for priority in 0..REAL_TIME {
-            let head = queue.wrapping_add(run_queue.real_time + priority * layout.list_bytes);
-            self.list(head, task.real_time_node, found)?;
+        let first = queue.wrapping_add(run_queue.real_time);
+        let bytes = usize::try_from(layout.list_bytes).unwrap_or_default();
+        // Nearly all of them are empty, which is a head that leads to itself.
+        let mut heads = vec![0; REAL_TIME * bytes];
+        self.kernel.space().read(first, &mut heads)?;
+        for from in (0..heads.len()).step_by(bytes) {
+            let head = first.wrapping_add(from as u64);
+            if u64_at(&heads, from) != Some(head.0) {
+                self.list(head, task.real_time_node, found)?;
+            }
         }
         let root = self.kernel.space().pointer(queue.wrapping_add(run_queue.deadline))?;
         let own = queue..queue.wrapping_add(layout.run_queue_bytes);

@@ -22,6 +22,7 @@ use crate::kernel::locate::Place;
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
 use crate::limits::{KEPT_FRAMES, LIKELY};
+use crate::reads::{Reads, Recorder};
 
 /// More rounds than this do not help: each is shorter than the one before, or the guest makes tasks faster than they are
 /// counted.
@@ -43,9 +44,15 @@ pub struct Survey {
     place: Option<Place>,
     round: u64,
     loaded: Arc<Loaded>,
+    /// What was read for that.
+    loaded_by: Reads,
     entries: HashMap<Gva, Entry>,
     /// Every task, in the order in which they were found.
     order: Vec<Gva>,
+    /// Their stacks as of the last round, as long as only those of the tasks in `changed` are others since.
+    known: Option<Arc<Vec<Arc<Stack>>>>,
+    /// See `known`.
+    changed: Vec<Gva>,
     account: Option<Account>,
     doubts: Vec<Doubt>,
     effort: Effort,
@@ -59,6 +66,7 @@ impl Survey {
     pub fn prepare(&mut self, kernel: &Running<'_, impl Memory>) -> Result<(), ReadError> {
         self.begin(kernel.place());
         while self.effort.rounds < ROUNDS && !self.look(kernel)? {}
+        self.known = Some(Arc::new(self.stacks(&self.order)));
         Ok(())
     }
 
@@ -68,10 +76,12 @@ impl Survey {
             self.begin(kernel.place());
         }
         self.round += 1;
-        let loaded = Loaded::read(kernel, &self.loaded)?;
+        if !self.loaded_by.hold(kernel.space().memory()) {
+            self.loaded = Arc::new(Loaded::read(kernel, &self.loaded)?);
+            self.loaded_by = Reads::default();
+        }
+        let loaded = Arc::clone(&self.loaded);
         self.doubts = loaded.doubts().to_vec();
-        let loaded = Arc::new(loaded);
-        self.loaded = Arc::clone(&loaded);
         let cpus = CpuStacks::all(kernel)?;
         let code = Code::new(kernel, &loaded);
         let unwinder = Unwinder::new(kernel, &code);
@@ -95,6 +105,7 @@ impl Survey {
             };
             let holds = !stack.task.mark().on_cpu && stays(&stack);
             self.effort.walked += 1;
+            self.changed.push(address);
             self.entries.insert(address, Entry { stack: Arc::new(stack), holds, ran });
         }
         Ok(())
@@ -124,19 +135,29 @@ impl Survey {
     }
 
     /// The code that the kernel had loaded when it was last looked at.
-    pub fn loaded(&self) -> &Loaded {
+    pub fn loaded(&self) -> &Arc<Loaded> {
         &self.loaded
     }
 
     /// What the last [`Survey::settle`] has found.
     pub fn census(&self) -> Census {
-        let stacks = self.order.iter().filter_map(|task| self.entries.get(task));
+        let (known, fresh) = match &self.known {
+            Some(known) => (Arc::clone(known), &self.changed),
+            None => (Arc::default(), &self.order),
+        };
         Census {
-            stacks: stacks.map(|entry| Arc::clone(&entry.stack)).collect(),
+            known,
+            outdated: self.changed.iter().copied().collect(),
+            fresh: self.stacks(fresh),
             loaded: Arc::clone(&self.loaded),
             doubts: self.doubts.clone(),
             effort: self.effort,
         }
+    }
+
+    /// The stacks of `tasks`.
+    fn stacks(&self, tasks: &[Gva]) -> Vec<Arc<Stack>> {
+        tasks.iter().filter_map(|task| self.entries.get(task)).map(|entry| Arc::clone(&entry.stack)).collect()
     }
 
     /// Forgets what is not of the kernel at `place`, or too much to be kept.
@@ -146,6 +167,8 @@ impl Survey {
             *self = Self { place: Some(place), ..Self::default() };
         }
         self.effort = Effort::default();
+        self.known = None;
+        self.changed.clear();
     }
 
     /// One round; says whether another one would be of no use.
@@ -153,8 +176,10 @@ impl Survey {
         self.round += 1;
         self.effort.rounds += 1;
         self.account = None;
-        let loaded = Arc::new(Loaded::read(kernel, &self.loaded)?);
+        let recorder = Recorder::new(kernel.space().memory());
+        let loaded = Arc::new(Loaded::read(&kernel.recorded(&recorder), &self.loaded)?);
         self.loaded = Arc::clone(&loaded);
+        self.loaded_by = recorder.finish();
         let mut doubts = Vec::new();
         let cpus = CpuStacks::all(kernel)?;
         let mut likely = tasks::with_processors(kernel, &cpus, &mut doubts);
@@ -209,6 +234,7 @@ impl Survey {
             return Ok(unique(suspects));
         }
         self.order = tasks::all(kernel, cpus, &mut self.doubts);
+        self.known = None;
         Ok(self.order.clone())
     }
 }

@@ -5,6 +5,7 @@
 
 use super::locate::{NotFound, Place, witnesses};
 use super::running::Running;
+use super::space::ReadError;
 use crate::addr::Gva;
 use crate::guest::{Memory, Vcpu};
 use crate::image::BuildId;
@@ -35,10 +36,8 @@ impl Generation {
     /// A kernel has one from the moment on when it has set up its interrupts and its canary (`start_kernel`); what there is
     /// to be looked at before is not yet in its final place anyway.
     pub fn of(kernel: &Running<'_, impl Memory>, vcpus: &[Vcpu]) -> Result<Self, NotFound> {
-        let model = kernel.model();
-        let first = kernel.now(model.symbols.init_task).wrapping_add(model.layout.task.stack_canary);
         let unreadable = |source| NotFound::Unreadable { what: "stack canary", source };
-        let canary = kernel.space().u64(first).map_err(unreadable)?;
+        let canary = canary(kernel).map_err(unreadable)?;
         if canary == 0 {
             return Err(NotFound::Starting);
         }
@@ -46,9 +45,20 @@ impl Generation {
             place: kernel.place(),
             lstar: kernel.entry(),
             idt: interrupt_table(vcpus)?,
-            build_id: model.image().build_id().clone(),
+            build_id: kernel.model().image().build_id().clone(),
             canary,
         })
+    }
+
+    /// Whether it is what runs in a guest that stands still, with these vCPUs; `kernel` is the one at its place. Another one would
+    /// not have made up the same canary.
+    pub fn runs(&self, kernel: &Running<'_, impl Memory>, vcpus: &[Vcpu]) -> bool {
+        let is_run_by = |vcpu: &Vcpu| Gva(vcpu.lstar) == self.lstar && kernel.is_run_by(vcpu);
+        let mut witnesses = witnesses(vcpus);
+        kernel.place() == self.place
+            && interrupt_table(vcpus) == Ok(self.idt)
+            && witnesses.all(is_run_by)
+            && canary(kernel) == Ok(self.canary)
     }
 
     /// What is different in another one, in words; nothing if it is the same.
@@ -62,6 +72,13 @@ impl Generation {
         ];
         table.into_iter().filter(|(_, differs)| *differs).map(|(what, _)| what)
     }
+}
+
+/// The stack canary of the first task.
+fn canary(kernel: &Running<'_, impl Memory>) -> Result<u64, ReadError> {
+    let model = kernel.model();
+    let first = kernel.now(model.symbols.init_task);
+    kernel.space().u64(first.wrapping_add(model.layout.task.stack_canary))
 }
 
 /// The table that all vCPUs have whose start is done.

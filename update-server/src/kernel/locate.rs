@@ -114,10 +114,9 @@ fn is_parked(vcpu: &Vcpu) -> bool {
     vcpu.halted && vcpu.rflags & INTERRUPTS == 0
 }
 
-/// Whether the tables of `vcpu` lead to those of the kernel at `place`.
-pub(crate) fn is_run_by(image: &Image, memory: &impl Memory, place: Place, vcpu: &Vcpu) -> bool {
-    let own = symbol(image, "init_top_pgt").map(|own| own.wrapping_add(place.distance));
-    own.and_then(|own| tables(memory, vcpu, own)) == Ok(place.tables)
+/// Whether the tables of `vcpu` lead to those of the kernel at `place`, which are at `own`.
+pub(super) fn is_run_by(memory: &impl Memory, place: Place, own: Gva, vcpu: &Vcpu) -> bool {
+    tables(memory, vcpu, own) == Ok(place.tables)
 }
 
 fn locate_by(image: &Image, memory: &impl Memory, vcpu: &Vcpu, linked: Gva) -> Result<Place, NotFound> {

@@ -54,6 +54,8 @@ pub(crate) struct Places {
     /// Where SYSCALL enters the kernel.
     pub(crate) entry: Gva,
     pub(crate) init_task: Gva,
+    /// The kernel's own topmost page table.
+    pub(crate) own_tables: Gva,
     /// How many tasks were ever made, and how many there are.
     pub(crate) total_forks: Gva,
     pub(crate) threads: Gva,
@@ -109,6 +111,7 @@ impl Model {
             saving: ["error_entry", "paranoid_entry"].map(|name| one(name).ok()),
             entry: one("entry_SYSCALL_64")?,
             init_task: one("init_task")?,
+            own_tables: one("init_top_pgt")?,
             total_forks: one("total_forks")?,
             threads: one("nr_threads")?,
             tasks_lock: one("tasklist_lock")?,

@@ -7,6 +7,7 @@ use crate::addr::Gva;
 use crate::guest::{Memory, Vcpu};
 use crate::image::Symbol;
 use crate::limits::CPUS;
+use crate::reads::Recorder;
 
 /// The kernel that runs in a guest, seen through the guest's memory.
 #[derive(Debug)]
@@ -27,6 +28,14 @@ impl<'g, M: Memory> Running<'g, M> {
         Self { model, place, space: AddressSpace::new(memory, place.tables) }
     }
 
+    /// The same kernel, seen through `memory`, which records what is read.
+    pub(crate) fn recorded<'r>(&self, memory: &'r Recorder<'g, M>) -> Running<'r, Recorder<'g, M>>
+    where
+        'g: 'r,
+    {
+        Running::at(self.model, memory, self.place)
+    }
+
     /// What is known of every guest with this kernel.
     pub fn model(&self) -> &'g Model {
         self.model
@@ -44,7 +53,7 @@ impl<'g, M: Memory> Running<'g, M> {
 
     /// Whether `vcpu` runs it, and not one that was there before.
     pub fn is_run_by(&self, vcpu: &Vcpu) -> bool {
-        is_run_by(self.model.image(), self.space.memory(), self.place, vcpu)
+        is_run_by(self.space.memory(), self.place, self.now(self.model.symbols.own_tables), vcpu)
     }
 
     /// Its memory.

@@ -31,7 +31,7 @@ impl<'m, M: Memory> AddressSpace<'m, M> {
     }
 
     /// What it is a view of.
-    pub(super) fn memory(&self) -> &'m M {
+    pub(crate) fn memory(&self) -> &'m M {
         self.memory
     }
 

@@ -4,20 +4,40 @@
 //! is waited for.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::place::{OldFunction, Position};
 use crate::addr::Gva;
-use crate::census::{Census, Code, CodeKind, Outcome, Task};
+use crate::census::{Census, Code, CodeKind, Loaded, Outcome, Stack, Task};
 use crate::guest::Memory;
 use crate::kernel::running::Running;
 
 /// Code that is watched.
 #[derive(Debug, Clone)]
-pub enum Watched<'a> {
+pub enum Watched {
     /// A function of the kernel or of a module that is replaced.
-    Function(&'a OldFunction),
+    Function(Arc<OldFunction>),
     /// Code that took the place of others, where it is now; its name is for people.
-    Code(&'a str, Range<Gva>),
+    Code(String, Range<Gva>),
+}
+
+impl Watched {
+    /// What an instruction at `at` is in, and where in it; `None` if it is somewhere else.
+    fn position<M: Memory>(
+        &self,
+        kernel: &Running<'_, M>,
+        at: Gva,
+        behind_call: bool,
+    ) -> Option<(&str, Position)> {
+        let (function, position) = match self {
+            Self::Function(old) => (&*old.name, old.position(old.home.here(kernel, at), behind_call)),
+            Self::Code(name, text) => {
+                let inside = text.contains(&Gva(at.0.wrapping_sub(behind_call.into())));
+                (&**name, if inside { Position::Inside } else { Position::Outside })
+            }
+        };
+        matches!(position, Position::Under | Position::Inside).then_some((function, position))
+    }
 }
 
 /// A frame in such code.
@@ -46,29 +66,30 @@ pub struct Presence {
 
 impl Presence {
     /// Asks `census` for `watched`.
-    pub fn of<M: Memory>(kernel: &Running<'_, M>, census: &Census, watched: &[Watched<'_>]) -> Self {
-        let code = Code::new(kernel, &census.loaded);
+    pub fn of<M: Memory>(kernel: &Running<'_, M>, census: &Census, watched: &[Watched]) -> Self {
+        Self::on(census.stacks(), kernel, census, watched)
+    }
+
+    /// What `stacks` of a census have of it, and what the census as a whole leaves in doubt.
+    fn on<'c, M: Memory>(
+        stacks: impl IntoIterator<Item = &'c Arc<Stack>>,
+        kernel: &Running<'_, M>,
+        census: &Census,
+        watched: &[Watched],
+    ) -> Self {
+        // Only code that probes have made stands for other code.
+        let code = (!census.loaded.probes.is_empty()).then(|| Code::new(kernel, &census.loaded));
         let mut presence = Self::default();
         presence.doubts.extend(census.doubts.iter().map(ToString::to_string));
-        for stack in &census.stacks {
+        for stack in stacks {
             if let Outcome::Unprovable(doubt) = &stack.outcome {
                 let task = &stack.task;
                 presence.doubts.push(format!("{} ({}): {doubt}", task.comm, task.pid));
             }
             for frame in &stack.frames {
-                let at = original(&code, frame.address);
-                let found = watched.iter().find_map(|watched| {
-                    let (function, position) = match watched {
-                        Watched::Function(old) => {
-                            (&*old.name, old.position(old.home.here(kernel, at), frame.behind_call))
-                        }
-                        Watched::Code(name, text) => {
-                            let inside = text.contains(&Gva(at.0.wrapping_sub(frame.behind_call.into())));
-                            (&**name, if inside { Position::Inside } else { Position::Outside })
-                        }
-                    };
-                    matches!(position, Position::Under | Position::Inside).then_some((function, position))
-                });
+                let at = code.as_ref().map_or(frame.address, |code| original(code, frame.address));
+                let found =
+                    watched.iter().find_map(|watched| watched.position(kernel, at, frame.behind_call));
                 if let Some((function, position)) = found {
                     presence.holders.push(Holder {
                         task: stack.task.clone(),
@@ -86,6 +107,36 @@ impl Presence {
     /// The first that is under a jump.
     pub fn under(&self) -> Option<&Holder> {
         self.holders.iter().find(|holder| holder.position == Position::Under)
+    }
+}
+
+/// Code that is watched from before a pause on: what was known of stacks then is not looked at again.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    watched: Vec<Watched>,
+    known: Arc<Vec<Arc<Stack>>>,
+    loaded: Arc<Loaded>,
+    holders: Vec<Holder>,
+}
+
+impl Watch {
+    /// Of `watched`, as a guest that may run has it.
+    pub(crate) fn begin<M: Memory>(kernel: &Running<'_, M>, census: &Census, watched: Vec<Watched>) -> Self {
+        let (known, loaded) = (Arc::clone(census.known()), Arc::clone(&census.loaded));
+        let holders = Presence::on(&known[..], kernel, census, &watched).holders;
+        Self { watched, known, loaded, holders }
+    }
+
+    /// What `census`, of a guest that stands still, says of it.
+    pub(crate) fn presence<M: Memory>(&self, kernel: &Running<'_, M>, census: &Census) -> Presence {
+        if !Arc::ptr_eq(&self.known, census.known()) || !Arc::ptr_eq(&self.loaded, &census.loaded) {
+            return Presence::of(kernel, census, &self.watched);
+        }
+        // A stack of which something was in doubt is among those that were walked again.
+        let mut presence = Presence::on(census.fresh(), kernel, census, &self.watched);
+        let holds = |holder: &&Holder| !census.is_outdated(holder.task.address);
+        presence.holders.extend(self.holders.iter().filter(holds).cloned());
+        presence
     }
 }
 

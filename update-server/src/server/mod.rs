@@ -5,32 +5,32 @@
 //!           └───────────────┴──── the kernel is another one, or the patched modules are unloaded: Gone
 //! ```
 //!
-//! Around `apply`: [`UpdateServer::link`] makes of the patch's module what the guest is to load, and [`UpdateServer::prepare`] finds in
-//! the guest what can be found before it stands still.
+//! Around `apply`: [`UpdateServer::link`] makes of the patch's module what the guest is to load, and [`UpdateServer::prepare`] finds and
+//! checks in the guest what can be before it stands still; so does [`UpdateServer::prepare_return`] for `roll_back`.
 //!
 //! Patches of one function form a stack: the function jumps to what the last one brought. One further down can go without
 //! anything changing in the guest.
 
+mod changes;
+mod checked;
 mod patch;
 mod prepared;
 mod refusal;
 mod unloaded;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 pub use patch::{Consistency, Import, Old, Patch, PatchId, Replacement, State};
-pub use prepared::Prepared;
+pub use prepared::{Prepared, PreparedReturn};
 pub use refusal::{NotNow, Refusal, SwitchError};
 
 use crate::addr::Gva;
 use crate::census::Census;
 use crate::guest::{Memory, Paused};
-use crate::journal::Journal;
-use crate::kernel::livepatches::livepatched;
 use crate::kernel::running::Running;
 use crate::limits::PATCHES;
 use crate::phases::place::OldFunction;
-use crate::phases::quiet;
 use crate::phases::rewrite;
 use crate::phases::stack_check::{Presence, Watched};
 use crate::text_check::Written;
@@ -41,9 +41,9 @@ struct Entry {
     patch: Patch,
     state: State,
     /// What its module was linked with in this run of the kernel, by the names of its undefined symbols.
-    linked: Option<BTreeMap<String, Gva>>,
+    linked: Option<Arc<BTreeMap<String, Gva>>>,
     /// Where the guest has its module, once it was applied in this run of the kernel.
-    sections: Option<BTreeMap<String, Gva>>,
+    sections: Option<Arc<BTreeMap<String, Gva>>>,
     /// Its functions, while they are switched.
     switched: Vec<Switched>,
     /// Modules with such functions that were unloaded since.
@@ -53,9 +53,9 @@ struct Entry {
 /// A function that jumps to a new one, unless another patch has come on top.
 #[derive(Debug, Clone)]
 struct Switched {
-    old: OldFunction,
+    old: Arc<OldFunction>,
     /// The symbol of the new one.
-    new: String,
+    new: Arc<str>,
     /// Where that is.
     to: Gva,
 }
@@ -67,6 +67,8 @@ pub struct UpdateServer {
     last: u32,
     /// What each function jumps to, by where it is in the guest: the last one counts.
     jumps: HashMap<Gva, Vec<(PatchId, Gva)>>,
+    /// How often those have changed.
+    revision: u64,
 }
 
 impl UpdateServer {
@@ -111,6 +113,7 @@ impl UpdateServer {
     /// The guest's kernel is another one, or was started again: what had been applied is gone.
     pub fn kernel_is_gone(&mut self) {
         self.jumps.clear();
+        self.revision += 1;
         for entry in self.patches.values_mut() {
             if entry.state == State::Applied {
                 entry.state = State::Gone;
@@ -129,93 +132,76 @@ impl UpdateServer {
         guest: &M,
         census: &Census,
     ) -> Result<Presence, Box<SwitchError>> {
-        let Prepared { id, functions, sections, linked } = prepared;
+        let Prepared { id, functions, sections, linked, .. } = prepared;
         self.note_unloaded(kernel, &census.loaded);
         if self.state(*id)? != State::Ready {
             return Err(self.wrong_state(*id, State::Ready).into());
         }
         let patch = &self.entry(*id)?.patch;
-        let missing = patch.requires.iter().find(|name| !self.is_applied(name));
-        if let Some(missing) = missing {
-            let (name, missing) = (patch.name.clone(), missing.clone());
-            return Err(Refusal::Requires { name, missing }.into());
-        }
-        if let Some(by) = quiet::text_changer(kernel)? {
-            return not_now(NotNow::TextChanges { by });
-        }
-        let livepatched = livepatched(kernel)?;
-        let is_livepatched = |function: &&Switched| livepatched.contains(&function.old.key(kernel));
-        if let Some(function) = functions.iter().find(is_livepatched) {
-            return not_now(NotNow::Livepatched { function: function.old.name.clone() });
-        }
-        functions.iter().try_for_each(|function| unloaded::is_live(&function.old, &census.loaded))?;
-        patch.module.compare(kernel, sections, &|name| linked.get(name).copied())?;
-        let mut edits = Vec::new();
-        for Switched { old, to, .. } in functions {
-            let from = self.target(old.key(kernel));
-            rewrite::compare(kernel, old, from, &census.loaded.probes)?;
-            edits.extend(rewrite::edits(kernel, old, from, Some(*to))?);
-        }
-        let presence = proven(Presence::of(kernel, census, &self.replaced(kernel, functions, None)))?;
+        self.refuse_missing(&patch.name, &patch.requires)?;
+        let known = prepared.foreseen(self, &census.loaded);
+        let presence = match known {
+            Some(known) => known.watch.presence(kernel, census),
+            None => Presence::of(kernel, census, &self.replaced(kernel, functions, None)),
+        };
+        let anew;
+        let journal = if let Some(journal) = known.and_then(|known| known.checked.as_ref()?.still(kernel)) {
+            journal
+        } else {
+            anew = self.changes_to_apply(prepared, kernel, &census.loaded)?;
+            &anew
+        };
+        let presence = proven(presence)?;
         if let Some(holder) = presence.under() {
             return not_now(NotNow::Under { holder: Box::new(holder.clone()) });
         }
         let presence = by_policy(patch.consistency, presence)?;
-        Journal::check(kernel.space(), &edits)?.commit(guest)?;
+        journal.commit(guest)?;
+        self.revision += 1;
         for Switched { old, to, .. } in functions {
             self.jumps.entry(old.key(kernel)).or_default().push((*id, *to));
         }
         if let Some(entry) = self.patches.get_mut(id) {
             entry.state = State::Applied;
-            entry.linked = Some(linked.clone());
-            entry.sections = Some(sections.clone());
+            entry.linked = Some(Arc::clone(linked));
+            entry.sections = Some(Arc::clone(sections));
             entry.switched.clone_from(functions);
             entry.unloaded.clear();
         }
         Ok(presence)
     }
 
-    /// Makes the functions of a patch what they were without it: the kernel's own, or those of the patch below.
+    /// Makes the functions of a patch what they were without it: the kernel's own, or those of the patch below. Returns who is still
+    /// in the new code.
     pub fn roll_back<M: Paused>(
         &mut self,
-        id: PatchId,
+        prepared: &PreparedReturn,
         kernel: &Running<'_, M>,
         guest: &M,
         census: &Census,
     ) -> Result<Presence, Box<SwitchError>> {
+        let id = prepared.id;
         self.note_unloaded(kernel, &census.loaded);
         if self.state(id)? != State::Applied {
             return Err(self.wrong_state(id, State::Applied).into());
         }
         let entry = self.entry(id)?;
-        let patch = &entry.patch;
-        let dependent = self
-            .patches()
-            .find(|(_, other, state)| *state == State::Applied && other.requires.contains(&patch.name));
-        if let Some((_, dependent, _)) = dependent {
-            let (name, dependent) = (patch.name.clone(), dependent.name.clone());
-            return Err(Refusal::Required { name, dependent }.into());
-        }
-        if let Some(by) = quiet::text_changer(kernel)? {
-            return not_now(NotNow::TextChanges { by });
-        }
-        let mut edits = Vec::new();
-        for Switched { old, .. } in &entry.switched {
-            let stack = self.jumps.get(&old.key(kernel)).map_or(&[][..], |stack| stack);
-            let [below @ .., (top, own)] = stack else { continue };
-            if *top != id {
-                continue;
-            }
-            unloaded::is_live(old, &census.loaded)?;
-            if let Some(at) = rewrite::probe_on_jump(kernel, old, &census.loaded.probes)? {
-                return not_now(NotNow::Probed { function: old.name.clone(), at });
-            }
-            let to = below.last().map(|(_, to)| *to);
-            edits.extend(rewrite::edits(kernel, old, Some(*own), to)?);
-        }
-        let presence = Presence::of(kernel, census, &Self::brought(entry));
-        let presence = by_policy(patch.consistency, presence)?;
-        Journal::check(kernel.space(), &edits)?.commit(guest)?;
+        self.refuse_dependents(&entry.patch.name)?;
+        let known = prepared.foreseen(self, &census.loaded);
+        let presence = match known {
+            Some(known) => known.watch.presence(kernel, census),
+            None => Presence::of(kernel, census, &Self::brought(entry)),
+        };
+        let anew;
+        let journal = if let Some(journal) = known.and_then(|known| known.checked.as_ref()?.still(kernel)) {
+            journal
+        } else {
+            anew = self.changes_to_roll_back(prepared, kernel, &census.loaded)?;
+            &anew
+        };
+        let presence = by_policy(entry.patch.consistency, presence)?;
+        journal.commit(guest)?;
+        self.revision += 1;
         for stack in self.jumps.values_mut() {
             stack.retain(|(owner, _)| *owner != id);
         }
@@ -249,14 +235,14 @@ impl UpdateServer {
 
     /// The code that a patch takes the place of: the kernel's functions, and what patches below it have brought for them.
     fn replaced<'a, M: Memory>(
-        &'a self,
+        &self,
         kernel: &Running<'_, M>,
         functions: impl IntoIterator<Item = &'a Switched>,
         id: Option<PatchId>,
-    ) -> Vec<Watched<'a>> {
+    ) -> Vec<Watched> {
         let mut watched = Vec::new();
         for Switched { old, .. } in functions {
-            watched.push(Watched::Function(old));
+            watched.push(Watched::Function(Arc::clone(old)));
             let key = old.key(kernel);
             let stack = self.jumps.get(&key).map_or(&[][..], |stack| stack);
             let below = stack.iter().map(|(owner, _)| *owner).take_while(|owner| Some(*owner) != id);
@@ -267,17 +253,17 @@ impl UpdateServer {
                     continue;
                 };
                 let parts = entry.patch.module.function(new, sections).unwrap_or_default();
-                watched.extend(parts.into_iter().map(|part| Watched::Code(new, part)));
+                watched.extend(parts.into_iter().map(|part| Watched::Code(new.to_owned(), part)));
             }
         }
         watched
     }
 
     /// All code that a patch has brought.
-    fn brought(entry: &Entry) -> Vec<Watched<'_>> {
+    fn brought(entry: &Entry) -> Vec<Watched> {
         let text = entry.sections.as_ref().and_then(|sections| entry.patch.module.text(sections).ok());
-        let name = &*entry.patch.name;
-        text.into_iter().flatten().map(|part| Watched::Code(name, part)).collect()
+        let named = |part| Watched::Code(entry.patch.name.clone(), part);
+        text.into_iter().flatten().map(named).collect()
     }
 
     /// What all patches together have put into the guest's text.
@@ -299,8 +285,8 @@ impl UpdateServer {
         self.jumps.get(&key)?.last().map(|(_, to)| *to)
     }
 
-    fn is_applied(&self, name: &str) -> bool {
-        self.patches().any(|(_, patch, state)| state == State::Applied && patch.name == name)
+    fn applied(&self) -> impl Iterator<Item = &Patch> {
+        self.patches.values().filter(|entry| entry.state == State::Applied).map(|entry| &entry.patch)
     }
 
     fn entry(&self, id: PatchId) -> Result<&Entry, Refusal> {

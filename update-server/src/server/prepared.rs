@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::checked::Checked;
 use super::patch::{Old, PatchId};
 use super::{Entry, Refusal, Switched, UpdateServer};
 use crate::addr::Gva;
+use crate::census::{Census, Loaded};
 use crate::guest::Memory;
 use crate::kernel::modules::Module;
 use crate::kernel::running::Running;
 use crate::phases::loaded_module::LoadedModuleError;
 use crate::phases::module_function;
 use crate::phases::place::OldFunction;
+use crate::phases::stack_check::{Watch, Watched};
 
 /// A patch of which everything was found that is needed to apply it.
 #[derive(Debug)]
@@ -19,9 +22,49 @@ pub struct Prepared {
     pub(super) id: PatchId,
     pub(super) functions: Vec<Switched>,
     /// Where the guest has the patch's module.
-    pub(super) sections: BTreeMap<String, Gva>,
+    pub(super) sections: Arc<BTreeMap<String, Gva>>,
     /// What that was linked with.
-    pub(super) linked: BTreeMap<String, Gva>,
+    pub(super) linked: Arc<BTreeMap<String, Gva>>,
+    foreseen: Option<Foreseen>,
+}
+
+/// A patch of which everything was found that is needed to roll it back.
+#[derive(Debug)]
+pub struct PreparedReturn {
+    pub(super) id: PatchId,
+    foreseen: Option<Foreseen>,
+}
+
+/// What was seen while the guest ran.
+#[derive(Debug)]
+pub(super) struct Foreseen {
+    /// Who was where.
+    pub(super) watch: Watch,
+    /// What is to be changed.
+    pub(super) checked: Option<Checked>,
+    /// What the guest had loaded.
+    loaded: Arc<Loaded>,
+    /// What other patches there were.
+    revision: u64,
+}
+
+impl Foreseen {
+    /// Whether it is of use in a pause, where the guest has `loaded`.
+    fn holds(&self, server: &UpdateServer, loaded: &Arc<Loaded>) -> bool {
+        self.revision == server.revision && Arc::ptr_eq(&self.loaded, loaded)
+    }
+}
+
+impl Prepared {
+    pub(super) fn foreseen(&self, server: &UpdateServer, loaded: &Arc<Loaded>) -> Option<&Foreseen> {
+        self.foreseen.as_ref().filter(|foreseen| foreseen.holds(server, loaded))
+    }
+}
+
+impl PreparedReturn {
+    pub(super) fn foreseen(&self, server: &UpdateServer, loaded: &Arc<Loaded>) -> Option<&Foreseen> {
+        self.foreseen.as_ref().filter(|foreseen| foreseen.holds(server, loaded))
+    }
 }
 
 impl UpdateServer {
@@ -37,7 +80,7 @@ impl UpdateServer {
     ) -> Result<Vec<u8>, Refusal> {
         let entry = self.entry(id)?;
         self.old_functions(entry, kernel, modules)?;
-        let linked = linked(entry, kernel, modules)?;
+        let linked = Arc::new(linked(entry, kernel, modules)?);
         let file = entry.patch.module.resolved(|name| linked.get(name).copied());
         if let Some(entry) = self.patches.get_mut(&id) {
             entry.linked = Some(linked);
@@ -45,18 +88,19 @@ impl UpdateServer {
         Ok(file)
     }
 
-    /// Finds what is needed to apply a patch to a guest whose kernel has loaded `modules`, the patch's own to `sections`. The guest
-    /// may run.
+    /// Finds what is needed to apply a patch to a guest of which `census` is known, and which has loaded the patch's module to
+    /// `sections`. The guest may run.
     pub fn prepare(
         &self,
         id: PatchId,
         kernel: &Running<'_, impl Memory>,
-        modules: &[Arc<Module>],
+        census: &Census,
         sections: BTreeMap<String, Gva>,
     ) -> Result<Prepared, Refusal> {
         let entry = self.entry(id)?;
+        let modules = &census.loaded.modules;
         let linked = linked(entry, kernel, modules)?;
-        let differs = |known: &BTreeMap<String, Gva>| {
+        let differs = |known: &Arc<BTreeMap<String, Gva>>| {
             linked.iter().find(|(name, at)| known.get(*name) != Some(*at)).map(|(name, _)| name.clone())
         };
         if let Some(symbol) = entry.linked.as_ref().and_then(differs) {
@@ -65,10 +109,42 @@ impl UpdateServer {
         let olds = self.old_functions(entry, kernel, modules)?;
         let functions = olds.into_iter().zip(&entry.patch.functions).map(|(old, function)| {
             let to = entry.patch.module.symbol(&function.new, &sections)?;
-            Ok(Switched { old, new: function.new.clone(), to })
+            Ok(Switched { old: Arc::new(old), new: function.new.as_str().into(), to })
         });
         let functions = functions.collect::<Result<Vec<_>, Refusal>>()?;
-        Ok(Prepared { id, functions, sections, linked })
+        let (sections, linked) = (Arc::new(sections), Arc::new(linked));
+        let watched = self.replaced(kernel, &functions, None);
+        let mut prepared = Prepared { id, functions, sections, linked, foreseen: None };
+        let checked =
+            Checked::before(kernel, |kernel| self.changes_to_apply(&prepared, kernel, &census.loaded));
+        prepared.foreseen = Some(self.foreseen(kernel, census, watched, checked));
+        Ok(prepared)
+    }
+
+    /// Finds what is needed to roll a patch back. The guest may run.
+    pub fn prepare_return(
+        &self,
+        id: PatchId,
+        kernel: &Running<'_, impl Memory>,
+        census: &Census,
+    ) -> Result<PreparedReturn, Refusal> {
+        let watched = Self::brought(self.entry(id)?);
+        let mut prepared = PreparedReturn { id, foreseen: None };
+        let checked =
+            Checked::before(kernel, |kernel| self.changes_to_roll_back(&prepared, kernel, &census.loaded));
+        prepared.foreseen = Some(self.foreseen(kernel, census, watched, checked));
+        Ok(prepared)
+    }
+
+    fn foreseen(
+        &self,
+        kernel: &Running<'_, impl Memory>,
+        census: &Census,
+        watched: Vec<Watched>,
+        checked: Option<Checked>,
+    ) -> Foreseen {
+        let watch = Watch::begin(kernel, census, watched);
+        Foreseen { watch, checked, loaded: Arc::clone(&census.loaded), revision: self.revision }
     }
 
     /// The functions that a patch replaces, in its order.

@@ -22,6 +22,7 @@ impl UpdateServer {
             let lost = entry.switched.extract_if(.., |function| !is_there(kernel, loaded, &function.old));
             for Switched { old, .. } in lost {
                 let key = old.key(kernel);
+                self.revision += 1;
                 if let Some(stack) = self.jumps.get_mut(&key) {
                     stack.retain(|(owner, _)| owner != id);
                 }

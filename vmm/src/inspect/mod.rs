@@ -86,7 +86,7 @@ impl KnownStacks {
     }
 
     /// The code that the kernel has loaded, as of then.
-    pub fn loaded(&self) -> &Loaded {
+    pub fn loaded(&self) -> &Arc<Loaded> {
         self.survey.loaded()
     }
 
@@ -182,7 +182,10 @@ fn settle_kernel<'g, 'm>(
     known: &mut KnownStacks,
     verify: bool,
 ) -> Result<(Running<'g, StillGuest<'m>>, Generation), InspectError> {
-    let (kernel, generation) = find(model, guest)?;
+    let (kernel, generation) = match known.generation() {
+        Some(last) => find_likely(model, guest, last)?,
+        None => find(model, guest)?,
+    };
     let survey = known.of(&generation);
     survey.settle(&kernel, guest).map_err(InspectError::Memory)?;
     if verify {
@@ -200,13 +203,23 @@ fn find<'g, 'm>(
     Ok((kernel, generation))
 }
 
+/// Finds the kernel, which is most likely that of `last`.
+fn find_likely<'g, 'm>(
+    model: &'g Model,
+    guest: &'g StillGuest<'m>,
+    last: &Generation,
+) -> Result<(Running<'g, StillGuest<'m>>, Generation), InspectError> {
+    let kernel = Running::at(model, guest, last.place);
+    if last.runs(&kernel, guest.vcpus()) { Ok((kernel, last.clone())) } else { find(model, guest) }
+}
+
 /// Finds the kernel that was found before as `expected`.
 fn find_again<'g, 'm>(
     model: &'g Model,
     guest: &'g StillGuest<'m>,
     expected: &Generation,
 ) -> Result<Running<'g, StillGuest<'m>>, InspectError> {
-    let (kernel, found) = find(model, guest)?;
+    let (kernel, found) = find_likely(model, guest, expected)?;
     if found == *expected { Ok(kernel) } else { Err(InspectError::Changed) }
 }
 

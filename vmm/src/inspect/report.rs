@@ -22,7 +22,7 @@ pub(super) fn stacks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> Sta
     StackReport {
         kernel: release(kernel),
         generation: 0,
-        stacks: census.stacks.iter().map(|stack| self::stack(&code, stack)).collect(),
+        stacks: census.stacks().map(|stack| self::stack(&code, stack)).collect(),
         doubts: census.doubts.iter().map(ToString::to_string).collect(),
         effort: effort(census),
         paused_us: 0,
@@ -37,7 +37,7 @@ pub(super) fn holders<M: Memory>(
     let code = Code::new(kernel, &census.loaded);
     let name = |frame: &Frame| code.name(frame.address, frame.behind_call);
     let info = |holder: &Holder| {
-        let stack = census.stacks.iter().find(|stack| stack.task.address == holder.task.address);
+        let stack = census.stacks().find(|stack| stack.task.address == holder.task.address);
         HolderInfo {
             pid: holder.task.pid,
             comm: holder.task.comm.clone(),
@@ -51,7 +51,7 @@ pub(super) fn holders<M: Memory>(
 
 pub(super) fn tasks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> TaskReport {
     let doubts = census.doubts.iter().map(ToString::to_string).collect();
-    let tasks = census.stacks.iter().map(|stack| task(&stack.task, stack.found)).collect();
+    let tasks = census.stacks().map(|stack| task(&stack.task, stack.found)).collect();
     TaskReport { kernel: release(kernel), generation: 0, tasks, doubts, effort: effort(census), paused_us: 0 }
 }
 

@@ -1,8 +1,9 @@
 //! The machine as it is controlled from outside: by the API and by the console's keys.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use update_server::census::Census;
 use update_server::kernel::generation::Generation;
@@ -142,11 +143,16 @@ impl Controller {
         let needed = if paused { MachineState::Paused } else { MachineState::Running };
         let instance = self.instance_in(needed, operation)?;
         let begin = Instant::now();
+        let stood = Cell::new(Duration::ZERO);
         let mut resume: Option<Box<dyn FnOnce() + '_>> = None;
         if !paused {
             instance.pause()?;
             self.lock().pauses.record(begin.elapsed());
-            resume = Some(Box::new(|| instance.resume()));
+            resume = Some(Box::new(|| {
+                // Those who go on may take this processor first.
+                stood.set(begin.elapsed());
+                instance.resume();
+            }));
         }
         // From here on the guest runs again however this ends.
         let mut guest = StillGuest::new(instance.memory(), Vec::new(), resume);
@@ -154,8 +160,7 @@ impl Controller {
         guest.set_vcpus(vcpus);
         let seen = look(&model, &guest).map_err(refused);
         drop(guest);
-        let paused_us = if paused { 0 } else { begin.elapsed().as_micros() };
-        Ok((seen?, u64::try_from(paused_us).unwrap_or(u64::MAX)))
+        Ok((seen?, u64::try_from(stood.get().as_micros()).unwrap_or(u64::MAX)))
     }
 
     /// Finds the guest's kernel; says for how long the guest stood still for it, in microseconds.

@@ -8,7 +8,7 @@ use update_server::census::Census;
 use update_server::kernel::generation::Generation;
 use update_server::kernel::running::Running;
 use update_server::phases::stack_check::{Holder, Presence};
-use update_server::server::{NotNow, PatchId, SwitchError, UpdateServer};
+use update_server::server::{self, NotNow, PatchId, PreparedReturn, SwitchError, UpdateServer};
 
 use super::access::{Access, looking, pausing};
 use crate::control::ControlError;
@@ -41,6 +41,12 @@ pub(super) enum Direction<'a> {
     Apply(&'a str),
     /// Each call is to run the old code.
     RollBack,
+}
+
+/// What was found for that before the pause.
+enum Prepared {
+    Apply(server::Prepared),
+    RollBack(PreparedReturn),
 }
 
 /// How a try has ended.
@@ -81,16 +87,19 @@ pub(super) fn attempt(
     let mut known = access.inspector().stacks();
     let prepared = looking(access, |model, memory| {
         inspect::prepare(model, memory, expected, &mut known);
-        let Direction::Apply(module) = direction else { return Ok(None) };
+        let kernel = Running::at(model, memory, expected.place);
+        let Direction::Apply(module) = direction else {
+            let prepared = server.prepare_return(id, &kernel, &known.census());
+            return prepared.map(Prepared::RollBack).map_err(|error| error.to_string());
+        };
         let sections = match inspect::sections(model, memory, expected.place, &known, module) {
             Ok(sections) => sections,
             // What the agent has said is as good as what the guest's memory says: both are held against the module itself.
             Err(_) if !alleged.is_empty() => alleged.clone(),
             Err(why) => return Err(why),
         };
-        let kernel = Running::at(model, memory, expected.place);
-        let prepared = server.prepare(id, &kernel, &known.loaded().modules, sections);
-        prepared.map(Some).map_err(|error| error.to_string())
+        let prepared = server.prepare(id, &kernel, &known.census(), sections);
+        prepared.map(Prepared::Apply).map_err(|error| error.to_string())
     })?;
     let prepared = match prepared {
         Ok(prepared) => prepared,
@@ -102,8 +111,8 @@ pub(super) fn attempt(
                 return None;
             }
             Some(match &prepared {
-                Some(prepared) => server.apply(prepared, kernel, guest, census),
-                None => server.roll_back(id, kernel, guest, census),
+                Prepared::Apply(prepared) => server.apply(prepared, kernel, guest, census),
+                Prepared::RollBack(prepared) => server.roll_back(prepared, kernel, guest, census),
             })
         })
     })?;

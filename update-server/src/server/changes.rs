@@ -1,0 +1,91 @@
+//! The changes of the guest's text that a patch takes, or why it cannot have them.
+
+use super::prepared::{Prepared, PreparedReturn};
+use super::refusal::not_now;
+use super::{NotNow, Refusal, SwitchError, Switched, UpdateServer, unloaded};
+use crate::census::Loaded;
+use crate::guest::Memory;
+use crate::journal::Journal;
+use crate::kernel::livepatches::livepatched;
+use crate::kernel::running::Running;
+use crate::phases::quiet;
+use crate::phases::rewrite;
+
+impl UpdateServer {
+    /// Those that make functions jump to the new ones. The guest's copy of the patch's module, and all of each old function, must be
+    /// as they were made.
+    pub(super) fn changes_to_apply(
+        &self,
+        prepared: &Prepared,
+        kernel: &Running<'_, impl Memory>,
+        loaded: &Loaded,
+    ) -> Result<Journal, Box<SwitchError>> {
+        let Prepared { id, functions, sections, linked, .. } = prepared;
+        let patch = &self.entry(*id)?.patch;
+        if let Some(by) = quiet::text_changer(kernel)? {
+            return not_now(NotNow::TextChanges { by });
+        }
+        let livepatched = livepatched(kernel)?;
+        let is_livepatched = |function: &&Switched| livepatched.contains(&function.old.key(kernel));
+        if let Some(function) = functions.iter().find(is_livepatched) {
+            return not_now(NotNow::Livepatched { function: function.old.name.clone() });
+        }
+        functions.iter().try_for_each(|function| unloaded::is_live(&function.old, loaded))?;
+        patch.module.compare(kernel, sections, &|name| linked.get(name).copied())?;
+        let mut edits = Vec::new();
+        for Switched { old, to, .. } in functions {
+            let from = self.target(old.key(kernel));
+            rewrite::compare(kernel, old, from, &loaded.probes)?;
+            edits.extend(rewrite::edits(kernel, old, from, Some(*to))?);
+        }
+        Ok(Journal::check(kernel.space(), &edits)?)
+    }
+
+    /// Those that make functions what they were without the patch: the kernel's own, or those of the patch below.
+    pub(super) fn changes_to_roll_back(
+        &self,
+        prepared: &PreparedReturn,
+        kernel: &Running<'_, impl Memory>,
+        loaded: &Loaded,
+    ) -> Result<Journal, Box<SwitchError>> {
+        let id = prepared.id;
+        if let Some(by) = quiet::text_changer(kernel)? {
+            return not_now(NotNow::TextChanges { by });
+        }
+        let mut edits = Vec::new();
+        for Switched { old, .. } in &self.entry(id)?.switched {
+            let stack = self.jumps.get(&old.key(kernel)).map_or(&[][..], |stack| stack);
+            let [below @ .., (top, own)] = stack else { continue };
+            if *top != id {
+                continue;
+            }
+            unloaded::is_live(old, loaded)?;
+            if let Some(at) = rewrite::probe_on_jump(kernel, old, &loaded.probes)? {
+                return not_now(NotNow::Probed { function: old.name.clone(), at });
+            }
+            let to = below.last().map(|(_, to)| *to);
+            edits.extend(rewrite::edits(kernel, old, Some(*own), to)?);
+        }
+        Ok(Journal::check(kernel.space(), &edits)?)
+    }
+
+    /// Why another patch is in the way of rolling back this one.
+    pub(super) fn refuse_dependents(&self, name: &str) -> Result<(), Refusal> {
+        let dependent = self.applied().find(|other| other.requires.iter().any(|required| required == name));
+        match dependent {
+            Some(dependent) => {
+                Err(Refusal::Required { name: name.to_owned(), dependent: dependent.name.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Why a patch that this one is built upon is missing.
+    pub(super) fn refuse_missing(&self, name: &str, requires: &[String]) -> Result<(), Refusal> {
+        let is_applied = |name: &&String| self.applied().any(|patch| patch.name == **name);
+        match requires.iter().find(|name| !is_applied(name)) {
+            Some(missing) => Err(Refusal::Requires { name: name.to_owned(), missing: missing.clone() }),
+            None => Ok(()),
+        }
+    }
+}
