@@ -5,6 +5,7 @@
 //! | here | formatting, lints, [`crate::tidy`]; unit and integration tests that need no KVM |
 //! | here, with Debian's kernels at hand | tests that read kernel images (`images_*.rs`) |
 //! | AMD host, one session | tests of the VMM on tiny guests (`vmm/tests/kvm_*.rs`), then the system tests |
+//! | another one beside it, in the gate, where it is emulated | half of the system tests |
 //! | Intel host, beside all that | the system tests that an interpreter gets through |
 //! | AMD hosts with another kernel or five-level paging, behind the Intel host (`--full`) | the same as on the first one; what needs five levels |
 //!
@@ -156,7 +157,7 @@ fn everything(extent: Extent, only: &Only, deadline: Deadline) -> Result<Report>
         with_images(&programs, &images, only, deadline, &mut report)?;
         let hosts = extent.host_kernels().iter();
         let mut sessions: Vec<Session> = hosts
-            .map(|&kernel| amd(&images, kernel, &programs, &again, extent.tier(), only))
+            .flat_map(|&kernel| amd(&images, kernel, &programs, &again, extent, only))
             .chain((extent == Extent::Full).then(|| five_levels(&images, only)))
             .collect();
         // An emulated host takes one processor, and a machine is said to have two.
@@ -265,23 +266,34 @@ fn step(name: &str, program: &TestProgram, arguments: &str) -> Step {
     Step { name: name.to_owned(), command: format!("\"$LUCOS_BIN/deps/{file}\" {arguments}") }
 }
 
+/// On the AMD host: what needs KVM, and the system tests. The gate has one such host, and where that is emulated, it has two to
+/// share the system tests.
 fn amd(
     images: &[Image],
     kernel: Option<Series>,
     programs: &[TestProgram],
     again: &[Step],
-    tier: &str,
+    extent: Extent,
     only: &Only,
-) -> Session {
+) -> Vec<Session> {
     let spec =
         HostSpec { cpu: kernel.map(|_| Cpu::Amd), kernel, images: images.to_vec(), ..HostSpec::default() };
-    let mut steps = again.to_vec();
-    // One test at a time: they measure pauses, and a host has few processors.
-    let kvm = programs.iter().filter(|program| program.needs_kvm());
-    steps.extend(kvm.map(|program| step(&program.name, program, "--test-threads=1")));
-    steps.push(system_tests(tier));
-    steps.retain(|step| only.takes(&step.name));
-    Session { place: name(&spec), spec, steps }
+    let is_shared = extent == Extent::Gate && matches!(spec.host().0, bed::Host::Emulated(_));
+    let parts: &[Option<&str>] = if is_shared { &[Some("1/2"), Some("2/2")] } else { &[None] };
+    let mut sessions = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let mut steps = Vec::new();
+        if index == 0 {
+            steps.extend(again.iter().cloned());
+            // One test at a time: they measure pauses, and a host has few processors.
+            let kvm = programs.iter().filter(|program| program.needs_kvm());
+            steps.extend(kvm.map(|program| step(&program.name, program, "--test-threads=1")));
+        }
+        steps.push(system_tests(extent.tier(), *part));
+        steps.retain(|step| only.takes(&step.name));
+        sessions.push(Session { place: name(&spec), spec: spec.clone(), steps });
+    }
+    sessions
 }
 
 /// A host whose guests use five levels of page tables.
@@ -293,20 +305,27 @@ fn five_levels(images: &[Image], only: &Only) -> Session {
         images: images.to_vec(),
         ..HostSpec::default()
     };
-    let mut steps = vec![system_tests("five-levels")];
+    let mut steps = vec![system_tests("five-levels", None)];
     steps.retain(|step| only.takes(&step.name));
     Session { place: "AMD host, five-level paging".to_owned(), spec, steps }
 }
 
 fn intel(images: &[Image], kernel: Option<Series>, only: &Only) -> Session {
     let spec = HostSpec { cpu: Some(Cpu::Intel), kernel, images: images.to_vec(), ..HostSpec::default() };
-    let mut steps = vec![system_tests("intel")];
+    let mut steps = vec![system_tests("intel", None)];
     steps.retain(|step| only.takes(&step.name));
     Session { place: name(&spec), spec, steps }
 }
 
-fn system_tests(tier: &str) -> Step {
-    Step { name: format!("system tests, tier {tier}"), command: format!("lucos-tests --tier {tier}") }
+fn system_tests(tier: &str, part: Option<&str>) -> Step {
+    let (of, option) = match part {
+        Some(part) => (format!(", part {part}"), format!(" --part {part}")),
+        None => (String::new(), String::new()),
+    };
+    Step {
+        name: format!("system tests, tier {tier}{of}"),
+        command: format!("lucos-tests --tier {tier}{option}"),
+    }
 }
 
 fn name(spec: &HostSpec) -> String {

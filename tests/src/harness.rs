@@ -85,12 +85,37 @@ struct Line {
     /// Which tests to run; `full` includes those of `gate`
     #[arg(long, default_value = "gate")]
     tier: Tier,
+    /// Run only this part of them, as in `1/2`: so that several hosts share them
+    #[arg(long, value_name = "N/OF", value_parser = Part::parse)]
+    part: Option<Part>,
     /// Only list them
     #[arg(long)]
     list: bool,
     /// Run tests of any tier whose name contains one of these
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
+}
+
+/// One of several parts of the tests. Those that take long are not far from each other, so each part has every so many-th.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    number: usize,
+    of: usize,
+}
+
+impl Part {
+    fn parse(text: &str) -> Result<Self, String> {
+        let parts =
+            text.split_once('/').and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
+        match parts {
+            Some((number, of)) if (1..=of).contains(&number) => Ok(Self { number, of }),
+            _ => Err("write which part, from 1 on, and of how many: 1/2".to_owned()),
+        }
+    }
+
+    fn take<T>(self, all: Vec<T>) -> Vec<T> {
+        all.into_iter().skip(self.number - 1).step_by(self.of).collect()
+    }
 }
 
 impl Line {
@@ -107,6 +132,7 @@ impl Line {
 pub(crate) fn main(tests: &[Test]) -> ExitCode {
     let line = Line::parse();
     let (taken, left): (Vec<&Test>, Vec<&Test>) = tests.iter().partition(|test| line.takes(test));
+    let taken = line.part.map_or(taken.clone(), |part| part.take(taken));
     let trials = taken
         .iter()
         .map(|&&test| Trial::test(test.name, move || supervise(&test)).with_kind(test.tier.name()));
@@ -263,6 +289,16 @@ mod tests {
         let line = Line::parse_from(["lucos-tests", "boot", "pause"]);
         assert!(line.takes(&Test::new("boot::x", Tier::Full, || Ok(()))));
         assert!(!line.takes(&Test::new("disk::x", Tier::Gate, || Ok(()))));
+    }
+
+    #[test]
+    fn all_parts_together_are_all_tests() {
+        let part = |text| Part::parse(text).unwrap().take((0..7).collect::<Vec<_>>());
+        assert_eq!(part("1/1"), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!((part("1/3"), part("2/3"), part("3/3")), (vec![0, 3, 6], vec![1, 4], vec![2, 5]));
+        for wrong in ["", "1", "0/2", "3/2", "1/0", "a/b"] {
+            assert!(Part::parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
