@@ -101,7 +101,7 @@ pub(super) struct Job {
     pub(super) admitted: Admitted,
     /// The run of the kernel that it was applied to, or will be.
     pub(super) generation: Generation,
-    /// For how long it may be tried.
+    /// For how long it may be tried: what whoever applied it has said, or whoever has it rolled back since.
     pub(super) limit: Duration,
     pub(super) why: Option<String>,
     pub(super) attempts: u32,

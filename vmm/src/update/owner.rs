@@ -195,7 +195,8 @@ impl Owner {
                 job.go(Step::Resident, Some("it was taken back before it was applied".to_owned()));
             }
             Step::Draining(_) | Step::Closed => {
-                job.go(Step::RollingBack(Tries::within(limit.get())), None);
+                job.limit = limit.get();
+                job.go(Step::RollingBack(Tries::within(job.limit)), None);
             }
             Step::RollingBack(_) | Step::Leaving(_) | Step::Resident | Step::Failed | Step::Gone => {
                 let why = format!("patch {} ({}) is {} and not applied", id.0, job.name(), job.state());
