@@ -62,6 +62,10 @@ pub const UNEXPLAINED: usize = 1000;
 /// Probes of one guest. Tracing every function by probes would take some 50,000.
 pub const PROBES: usize = bound(1 << 16, 32);
 
+/// Owners of one probe that are named, programs that run at it, and tasks that have opened it: whoever reads that removes them one
+/// by one.
+pub const PROBE_OWNERS: usize = 8;
+
 /// Pieces of code that BPF has made. A guest with much of it has some thousand.
 pub const BPF_TEXTS: usize = bound(1 << 14, 32);
 

@@ -11,6 +11,7 @@ pub mod model;
 pub mod module_sites;
 pub mod modules;
 pub mod paging;
+pub mod probe_owners;
 pub mod probes;
 pub mod running;
 pub mod sections;

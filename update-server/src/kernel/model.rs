@@ -5,6 +5,7 @@ use super::hooks::Hooks;
 use super::layout::Layout;
 use super::livepatches::LivepatchLayout;
 use super::module_sites::ModuleTables;
+use super::probe_owners::OwnerLayout;
 use super::probes::ProbeLayout;
 use super::trampolines::TrampolineLayout;
 use crate::addr::Gva;
@@ -41,6 +42,7 @@ pub struct Model {
     /// and length of each.
     pub(crate) exception_stacks: Vec<(u64, u64)>,
     pub(crate) probes: Option<ProbeLayout>,
+    pub(crate) probe_owners: Option<OwnerLayout>,
     pub(crate) bpf: Option<BpfLayout>,
     pub(crate) hooks: Hooks,
     pub(crate) trampolines: Option<TrampolineLayout>,
@@ -138,6 +140,7 @@ impl Model {
         let hooks = Hooks::of(image.types(), find);
         let trampolines = TrampolineLayout::of(image.types(), find);
         let probes = ProbeLayout::of(image.types(), find);
+        let probe_owners = OwnerLayout::of(image.types(), find);
         let bpf = BpfLayout::of(image.types(), find);
         let module_tables = ModuleTables::of(image.types());
         let livepatches = LivepatchLayout::of(image.types(), find);
@@ -150,6 +153,7 @@ impl Model {
             interrupt_stack,
             exception_stacks,
             probes,
+            probe_owners,
             bpf,
             hooks,
             trampolines,

@@ -11,7 +11,7 @@ use crate::image::Btf;
 use crate::limits::PROBES;
 
 /// Lists of the kernel's table (`KPROBE_TABLE_SIZE`).
-const LISTS: u64 = 64;
+const LISTS: usize = 64;
 /// Bytes of a slot: the longest instruction, and a jump behind it (`MAX_INSN_SIZE`, and `kprobe_insn_cache.insn_size`).
 const SLOT_BYTES: u64 = 16;
 /// Bytes of a jump, and the most that an optimized probe copies: whole instructions over one.
@@ -84,13 +84,21 @@ pub struct Detour {
     pub copied: u64,
 }
 
+impl ProbeLayout {
+    /// The lists that the table is made of, where they are in `kernel`. `struct hlist_head` and `hlist_node` begin with the pointer to
+    /// the next node; a probe begins with its node.
+    pub(super) fn lists(&self, kernel: &Running<'_, impl Memory>) -> [Gva; LISTS] {
+        let table = kernel.now(self.table);
+        std::array::from_fn(|list| table.wrapping_add(list as u64 * 8))
+    }
+}
+
 /// Every probe in the kernel's table, by address; none in a kernel that has no kprobes.
 pub fn probes(kernel: &Running<'_, impl Memory>) -> Result<Vec<Probe>, ReadError> {
     let Some(layout) = &kernel.model().probes else { return Ok(Vec::new()) };
     let mut found = Vec::new();
-    for list in 0..LISTS {
-        // `struct hlist_head` and `hlist_node` begin with the pointer to the next node; a probe begins with its node.
-        let mut node = kernel.space().pointer(kernel.now(layout.table).wrapping_add(list * 8))?;
+    for list in layout.lists(kernel) {
+        let mut node = kernel.space().pointer(list)?;
         while node.0 != 0 && found.len() < PROBES {
             found.push(probe(kernel, layout, node)?);
             node = kernel.space().pointer(node)?;

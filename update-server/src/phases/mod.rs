@@ -18,6 +18,7 @@ pub mod loaded_module;
 pub mod module_function;
 pub mod object;
 pub mod place;
+mod probed;
 pub mod quiet;
 pub mod rewrite;
 pub mod stack_check;

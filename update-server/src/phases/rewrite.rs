@@ -1,7 +1,9 @@
 //! The jumps of one patch, written all together or not at all.
 
 use super::place::OldFunction;
+use super::probed;
 use crate::addr::Gva;
+use crate::census::Loaded;
 use crate::guest::Memory;
 use crate::journal::Edit;
 use crate::kernel::probes::{Probe, is_rewritten};
@@ -22,12 +24,16 @@ pub enum TextError {
         to: Gva,
     },
     /// A probe is there.
-    #[error("a probe is on {at} in {function}, under the jump; remove it, and apply again")]
+    #[error(
+        "a probe is on {at} in {function}, under the jump, and is of {owners}; remove it, and apply again"
+    )]
     Probed {
         /// The old function.
         function: String,
         /// Where.
         at: Gva,
+        /// Who has put it there, as the guest says.
+        owners: String,
     },
     /// The guest has other code there than its image, or than the patch has.
     #[error(
@@ -88,13 +94,15 @@ pub fn compare(
     kernel: &Running<'_, impl Memory>,
     function: &OldFunction,
     from: Option<Gva>,
-    probes: &[Probe],
+    loaded: &Loaded,
 ) -> Result<(), TextError> {
+    let probes = &*loaded.probes;
     for place in &function.places {
         let start = function.now(kernel, place.at);
         let under = |probe: &&Probe| (start..start.wrapping_add(place.len.into())).contains(&probe.at);
         if let Some(probe) = probes.iter().find(under) {
-            return Err(TextError::Probed { function: function.name.clone(), at: probe.at });
+            let (function, at) = (function.name.clone(), probe.at);
+            return Err(TextError::Probed { function, at, owners: probed::owners(kernel, loaded, at) });
         }
     }
     let jumps = edits(kernel, function, None, from)?;
@@ -136,17 +144,18 @@ fn compare_part(
     Ok(())
 }
 
-/// The probe that somebody has put on a jump of ours, which must be there alone when it is taken back.
+/// The probe that somebody has put on a jump of ours, which must be there alone when it is taken back: where, and who that is, as
+/// the guest says.
 pub fn probe_on_jump(
     kernel: &Running<'_, impl Memory>,
     function: &OldFunction,
-    probes: &[Probe],
-) -> Result<Option<Gva>, ReadError> {
+    loaded: &Loaded,
+) -> Result<Option<(Gva, String)>, ReadError> {
     for place in &function.places {
         let at = function.now(kernel, place.at);
         let armed = kernel.space().array::<1>(at)?[0] == INT3;
-        if armed || probes.iter().any(|probe| probe.at == at) {
-            return Ok(Some(at));
+        if armed || loaded.probes.iter().any(|probe| probe.at == at) {
+            return Ok(Some((at, probed::owners(kernel, loaded, at))));
         }
     }
     Ok(None)

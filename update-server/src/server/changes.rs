@@ -35,7 +35,7 @@ impl UpdateServer {
         let mut edits = Vec::new();
         for Switched { old, to, .. } in functions {
             let from = self.target(old.key(kernel));
-            rewrite::compare(kernel, old, from, &loaded.probes)?;
+            rewrite::compare(kernel, old, from, loaded)?;
             edits.extend(rewrite::edits(kernel, old, from, Some(*to))?);
         }
         Ok(Journal::check(kernel.space(), &edits)?)
@@ -60,8 +60,8 @@ impl UpdateServer {
                 continue;
             }
             unloaded::is_live(old, loaded)?;
-            if let Some(at) = rewrite::probe_on_jump(kernel, old, &loaded.probes)? {
-                return not_now(NotNow::Probed { function: old.name.clone(), at });
+            if let Some((at, owners)) = rewrite::probe_on_jump(kernel, old, loaded)? {
+                return not_now(NotNow::Probed { function: old.name.clone(), at, owners });
             }
             let to = below.last().map(|(_, to)| *to);
             edits.extend(rewrite::edits(kernel, old, Some(*own), to)?);

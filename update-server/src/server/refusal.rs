@@ -130,12 +130,14 @@ pub enum NotNow {
         doubts: Vec<String>,
     },
     /// The guest has put a probe on the jump, which would be lost.
-    #[error("a probe is on the jump at {at} in {function}; it must be removed first")]
+    #[error("a probe is on the jump at {at} in {function}, and is of {owners}; it must be removed first")]
     Probed {
         /// The function.
         function: String,
         /// Where.
         at: Gva,
+        /// Who has put it there, as the guest says.
+        owners: String,
     },
 }
 
