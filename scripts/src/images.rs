@@ -23,6 +23,8 @@ use crate::kernels::{Flavour, Kernel, Need, Series};
 
 /// The version of [`vulnerable_kernel`]'s package: that of Debian 12's last point release.
 const VULNERABLE: &str = "6.1.170-3";
+/// An environment variable that names another version: one that does not exist shows what is done once Debian has dropped this one.
+const ANOTHER: &str = "LUCOS_VULNERABLE_KERNEL";
 
 /// An ext4 disk of 32 MiB with BusyBox and an init script.
 pub fn tiny(cache: &Cache) -> Result<PathBuf> {
@@ -71,7 +73,8 @@ pub fn initrd(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
 
 /// A stock kernel whose holes are known, and fixed in later ones.
 pub fn vulnerable_kernel() -> Need {
-    Need::exactly(Series::V6_1, Flavour::Cloud, VULNERABLE)
+    let another = std::env::var(ANOTHER);
+    Need::exactly(Series::V6_1, Flavour::Cloud, another.as_deref().unwrap_or(VULNERABLE))
 }
 
 /// The kernels that stock guests are booted with.
