@@ -22,6 +22,8 @@ const NAMES: Gva = Gva(DIRECT + 0x7_6000);
 const PROGRAMS: Gva = Gva(DIRECT + 0x7_7000);
 const PROGRAM: Gva = Gva(DIRECT + 0x7_8000);
 const MORE: Gva = Gva(DIRECT + 0x7_9000);
+/// Where nothing is mapped.
+const NOWHERE: u64 = 0xffff_a000_0000_0000;
 /// Where the probe is, and the function that a module has registered for it.
 const AT: u64 = 0xffff_ffff_8100_1234;
 const HANDLER: u64 = 0xffff_ffff_c000_0010;
@@ -116,10 +118,10 @@ fn owners_are_named_as_the_guest_says() {
         let handler = ProbeOwner::Handler(Gva(HANDLER));
         assert_eq!(owners(), Ok(vec![event(&[(7, "watcher")]), handler.clone()]), "{name}");
         // Who uses an event is left out if that cannot be followed.
-        writer.member(PROGRAM, "bpf_prog", "aux", 8);
+        writer.member(PROGRAM, "bpf_prog", "aux", NOWHERE);
         assert_eq!(owners(), Ok(vec![event(&[]), handler]), "{name}");
         // Nobody is found behind an address that leads nowhere, or comes round in a circle.
-        writer.member(TRACED, "trace_kprobe", "tp.event", 8);
+        writer.member(TRACED, "trace_kprobe", "tp.event", NOWHERE);
         assert!(owners().is_err(), "{name}");
         writer.member(SEVERAL, "kprobe", "addr", 0);
         writer.word(SEVERAL, SEVERAL.0);

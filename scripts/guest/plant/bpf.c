@@ -9,6 +9,7 @@
  *	bpf socket	one on every packet that a socket gets
  *	bpf fexit F	a program at the end of the kernel's function F: whoever is in F has a trampoline on the stack
  *	bpf fentry F	a program at its beginning
+ *	bpf kprobe F N	one on the instruction N bytes behind it, by way of a probe that perf_event_open(2) makes
  *
  * Instructions are put together by hand, so that no compiler for BPF is needed. The formats are those of
  * include/uapi/linux/bpf.h, btf.h and filter.h.
@@ -17,10 +18,12 @@
 #include <linux/bpf.h>
 #include <linux/btf.h>
 #include <linux/filter.h>
+#include <linux/perf_event.h>
 #include <linux/seccomp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -295,6 +298,32 @@ static void trace(int type, const char *name)
 		pause();
 }
 
+static void probe(const char *name, unsigned long offset)
+{
+	static const struct bpf_insn insns[] = { SET(BPF_REG_0, 0), EXIT };
+	union bpf_attr attr = { .prog_type = BPF_PROG_TYPE_KPROBE, .prog_name = "lucos_probe" };
+	struct perf_event_attr event = {
+		.size = sizeof(event),
+		.kprobe_func = (unsigned long)name,
+		.probe_offset = offset,
+	};
+	FILE *file = fopen("/sys/bus/event_source/devices/kprobe/type", "r");
+	int fd, program = load(&attr, insns, COUNT(insns));
+
+	if (!file || fscanf(file, "%u", &event.type) != 1)
+		fail("the type of events that are probes");
+	fclose(file);
+	fd = syscall(SYS_perf_event_open, &event, -1, 0, -1, PERF_FLAG_FD_CLOEXEC);
+	if (fd < 0)
+		fail("the probe");
+	if (ioctl(fd, PERF_EVENT_IOC_SET_BPF, program) < 0 || ioctl(fd, PERF_EVENT_IOC_ENABLE, 0) < 0)
+		fail("the program cannot be attached");
+	puts("bpf: attached");
+	fflush(stdout);
+	for (;;)
+		pause();
+}
+
 int main(int argc, char **argv)
 {
 	struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
@@ -315,6 +344,8 @@ int main(int argc, char **argv)
 		trace(BPF_TRACE_FEXIT, argv[2]);
 	if (!strcmp(mode, "fentry") && argc > 2)
 		trace(BPF_TRACE_FENTRY, argv[2]);
-	fputs("usage: bpf run | tail | xdp | seccomp | socket | fexit FUNCTION | fentry FUNCTION\n", stderr);
+	if (!strcmp(mode, "kprobe") && argc > 3)
+		probe(argv[2], strtoul(argv[3], NULL, 0));
+	fputs("usage: bpf run | tail | xdp | seccomp | socket | fexit FUNCTION | fentry FUNCTION | kprobe FUNCTION OFFSET\n", stderr);
 	return 2;
 }

@@ -1,6 +1,6 @@
 //! What puts tasks and processors of a guest into known places (`scripts/guest/plant`): a module, and programs that use BPF,
 //! start other kernels, sleep, and load every processor; a module that does nothing, to be loaded; two with new versions of
-//! functions; and a livepatch of the guest's own.
+//! functions; a livepatch of the guest's own; one with a probe; and one that lies to whoever looks at the guest.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -16,7 +16,7 @@ use crate::kernels::{Headers, Kernel};
 use crate::packages::{self, Group};
 use crate::progress::Step;
 
-const SOURCES: [(&str, &str); 12] = [
+const SOURCES: [(&str, &str); 17] = [
     ("Kbuild", include_str!("../../guest/plant/Kbuild")),
     ("plant.h", include_str!("../../guest/plant/plant.h")),
     ("plant.c", include_str!("../../guest/plant/plant.c")),
@@ -28,10 +28,22 @@ const SOURCES: [(&str, &str); 12] = [
     ("patch.c", include_str!("../../guest/plant/patch.c")),
     ("answer.c", include_str!("../../guest/plant/answer.c")),
     ("livepatch.c", include_str!("../../guest/plant/livepatch.c")),
+    ("probe.c", include_str!("../../guest/plant/probe.c")),
+    ("hostile.h", include_str!("../../guest/plant/hostile.h")),
+    ("hostile.c", include_str!("../../guest/plant/hostile.c")),
+    ("hostile_text.c", include_str!("../../guest/plant/hostile_text.c")),
+    ("hostile_lists.c", include_str!("../../guest/plant/hostile_lists.c")),
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
-const MODULES: [&str; 5] =
-    ["lucos_plant.ko", "lucos_trial.ko", PATCH, "lucos_answer.ko", "lucos_livepatch.ko"];
+const MODULES: [&str; 7] = [
+    "lucos_plant.ko",
+    "lucos_trial.ko",
+    PATCH,
+    "lucos_answer.ko",
+    "lucos_livepatch.ko",
+    "lucos_probe.ko",
+    "lucos_hostile.ko",
+];
 const PATCH: &str = "lucos_patch.ko";
 /// Programs, which are put where a guest's shell finds them.
 const PROGRAMS: [(&str, &str); 6] = [

@@ -1,6 +1,8 @@
 //! Everything that a guest can attach to a function, on one that is patched: attached before and after, and detached before and
 //! after the patch is rolled back.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, patch};
@@ -142,47 +144,112 @@ fn all_at_once(bench: &mut Bench) -> Result<()> {
     bench.text_is_the_images()
 }
 
-/// A probe on the very bytes of the jump.
-const ATTACH: &str = "cd /sys/kernel/tracing; echo 'p:lucos_jump version_proc_show+5' >> kprobe_events; echo 1 > events/kprobes/lucos_jump/enable";
-/// See [`ATTACH`].
-const DETACH: &str =
-    "cd /sys/kernel/tracing; echo 0 > events/kprobes/lucos_jump/enable; echo '-:lucos_jump' >> kprobe_events";
+/// One who puts a probe on the very bytes of the jump.
+struct Owner {
+    attach: &'static str,
+    detach: &'static str,
+    /// What is said of it.
+    named: &'static [&'static str],
+}
 
-/// A probe on the very bytes of the jump: nothing is applied over it, and nothing rolled back under it.
+const TRACEFS: Owner = Owner {
+    attach: "cd /sys/kernel/tracing; echo 'p:lucos_jump version_proc_show+5' >> kprobe_events; echo 1 > events/kprobes/lucos_jump/enable",
+    detach: "cd /sys/kernel/tracing; echo 0 > events/kprobes/lucos_jump/enable; echo '-:lucos_jump' >> kprobe_events",
+    named: &["the event kprobes:lucos_jump of tracefs"],
+};
+
+const MODULE: Owner = Owner {
+    attach: "insmod /lucos_probe.ko symbol=version_proc_show offset=5",
+    detach: "rmmod lucos_probe",
+    named: &["the handler lucos_probed+0x0/", "[lucos_probe]"],
+};
+
+const BPF: Owner = Owner {
+    attach: "(exec bpf kprobe version_proc_show 5) & echo $! > /bpf.pid; sleep 1",
+    detach: "kill $(cat /bpf.pid); wait $(cat /bpf.pid); true",
+    named: &["perf's event kprobes:version_proc_show", "the BPF program lucos_probe (", "opened by bpf ("],
+};
+
+/// A probe on the very bytes of the jump: nothing is applied over it, and nothing rolled back under it, and whose it is is said.
 pub(super) fn probe_on_the_jump(kind: &'static str) -> Result<()> {
     let mut bench = Bench::start(kind, 2)?;
     bench.vm.run("mount -t tracefs tracefs /sys/kernel/tracing")?;
     let on = Tracer {
         name: "probe",
-        attach: ATTACH,
-        detach: DETACH,
+        attach: TRACEFS.attach,
+        detach: TRACEFS.detach,
         hits: "awk '$1 == \"lucos_jump\" { print $2 }' /sys/kernel/tracing/kprobe_profile",
     };
-    bench.vm.run(ATTACH)?;
+    bench.vm.run(on.attach)?;
     bench.calls(false, Some(&on))?;
     let refused = patch(&bench.apply(&bench.version()?, &["--unsigned", "--limit", "2"])?, 5)?;
-    let why = refused["why"].as_str().unwrap_or_default();
-    ensure!(why.contains("a probe is on") && why.contains("version_proc_show"), "{refused}");
+    names(&refused, "a probe is on", &[&TRACEFS])?;
     bench.calls(false, Some(&on))?;
-    bench.vm.run(DETACH)?;
+    bench.vm.run(on.detach)?;
     let id = bench.apply_version()?;
-    bench.vm.run(ATTACH)?;
+    bench.vm.run(on.attach)?;
     bench.calls(true, Some(&on))?;
-    let refused = patch(&bench.vm.try_lucos(&format!("rollback {id} --limit 2"))?, 5)?;
-    let why = refused["why"].as_str().unwrap_or_default();
-    ensure!(refused["state"] != "resident" && why.contains("a probe is on the jump"), "{refused}");
+    bench.stays(id, &[&TRACEFS])?;
     bench.calls(true, Some(&on))?;
+    // Others, on top of it and without it.
+    bench.vm.run(MODULE.attach)?;
+    bench.vm.run(BPF.attach)?;
+    bench.stays(id, &[&TRACEFS, &MODULE, &BPF])?;
+    bench.vm.run(on.detach)?;
+    bench.vm.run(BPF.detach)?;
+    bench.stays(id, &[&MODULE])?;
+    bench.vm.run(MODULE.detach)?;
+    bench.vm.run(BPF.attach)?;
+    bench.stays(id, &[&BPF])?;
     // It waits until the probe is removed.
     let mut lucos = bench.lucos()?;
     lucos.args(["rollback", &id.to_string(), "--wait"]);
     let waiting = std::thread::spawn(move || crate::process::run(&mut lucos, crate::deadlines::PATCH));
-    bench.wait_for(id, "rolling-back", COMMAND)?;
-    bench.vm.run(DETACH)?;
+    let begin = Instant::now();
+    loop {
+        let info = bench.wait_for(id, "rolling-back", COMMAND)?;
+        if info["why"].is_string() {
+            names(&info, "a probe is on the jump", &[&BPF])?;
+            break;
+        }
+        ensure!(begin.elapsed() < COMMAND, "it does not say what it waits for: {info}");
+    }
+    bench.vm.run(BPF.detach)?;
     let output = waiting.join().map_err(|_| anyhow::anyhow!("the thread that waits has panicked"))??;
     patch(&output, 0)?;
     bench.calls(false, None)?;
     bench.text_is_the_images()?;
     bench.vm.power_off()
+}
+
+impl Bench {
+    /// A patch that is not rolled back, because of probes of `owners`, who are named.
+    fn stays(&self, id: u64, owners: &[&Owner]) -> Result<()> {
+        let refused = patch(&self.vm.try_lucos(&format!("rollback {id} --limit 1"))?, 5)?;
+        ensure!(
+            refused["state"] != "resident" && refused.to_string().contains("not within 1 s"),
+            "{refused}"
+        );
+        names(&refused, "a probe is on the jump", owners)
+    }
+}
+
+/// What is said of a patch begins with `what`, names each of `owners`, and no other of the three.
+fn names(patch: &serde_json::Value, what: &str, owners: &[&Owner]) -> Result<()> {
+    let why = patch["why"].as_str().unwrap_or_default();
+    println!("{why}");
+    ensure!(why.contains(what) && why.contains("version_proc_show"), "{why}");
+    for owner in [&TRACEFS, &MODULE, &BPF] {
+        let expected = owners.iter().any(|other| other.attach == owner.attach);
+        let named = owner.named.iter().all(|name| why.contains(name));
+        ensure!(
+            named == expected,
+            "{:?} is {}: {why}",
+            owner.named,
+            if named { "named" } else { "not named" }
+        );
+    }
+    Ok(())
 }
 
 /// A livepatch of the guest's own.
