@@ -2,6 +2,7 @@
 
 mod basic;
 mod gone;
+mod hostile;
 mod inside;
 mod module;
 mod policy;
@@ -39,6 +40,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::a_probe_on_the_jump", Tier::Gate, || traced::probe_on_the_jump("6.1-cloud")),
     Test::new("patch::livepatched_by_the_guest", Tier::Full, || traced::livepatched("6.1-cloud")),
     Test::new("patch::while_the_guest_changes_itself", Tier::Full, || restless::restless("6.1-cloud")),
+    Test::new("patch::a_guest_that_lies", Tier::Gate, || hostile::lies("6.1-cloud")),
     Test::new("patch::gone_after_a_reboot", Tier::Full, || gone::reboot("6.1-cloud")),
     Test::new("patch::gone_after_a_kexec", Tier::Gate, || gone::kexec("6.1-cloud")),
     Test::with_alarms("patch::gone_after_a_kdump", Tier::Full, || gone::kdump("6.1-cloud")),
