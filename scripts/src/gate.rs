@@ -144,8 +144,10 @@ fn everything(extent: Extent, only: &Only, deadline: Deadline) -> Result<Report>
         deadline.check("any test")?;
 
         // Bochs is slow and uses one processor: it starts first, and everything else runs beside it.
+        let more = if extent == Extent::Full { inputs::holes()? } else { Vec::new() };
+        let for_intel = [small.clone(), more].concat();
         let sessions: Vec<Session> =
-            extent.host_kernels().iter().map(|&kernel| intel(&small, kernel, only)).collect();
+            extent.host_kernels().iter().map(|&kernel| intel(&for_intel, kernel, extent, only)).collect();
         let intel = scope.spawn(move || -> Result<Vec<Suite>> {
             let suites = sessions.into_iter().map(|session| session.run(Show::Never, deadline));
             Ok(suites.collect::<Result<Vec<_>>>()?.concat())
@@ -310,9 +312,10 @@ fn five_levels(images: &[Image], only: &Only) -> Session {
     Session { place: "AMD host, five-level paging".to_owned(), spec, steps }
 }
 
-fn intel(images: &[Image], kernel: Option<Series>, only: &Only) -> Session {
+fn intel(images: &[Image], kernel: Option<Series>, extent: Extent, only: &Only) -> Session {
     let spec = HostSpec { cpu: Some(Cpu::Intel), kernel, images: images.to_vec(), ..HostSpec::default() };
-    let mut steps = vec![system_tests("intel", None)];
+    let tier = if extent == Extent::Full { "intel-full" } else { "intel" };
+    let mut steps = vec![system_tests(tier, None)];
     steps.retain(|step| only.takes(&step.name));
     Session { place: name(&spec), spec, steps }
 }

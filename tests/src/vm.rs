@@ -56,6 +56,11 @@ impl Vm {
         Builder::new(kernel)
     }
 
+    /// How many times longer than usual everything takes on this host.
+    pub(crate) fn patience(&self) -> u32 {
+        self.patience
+    }
+
     /// What the guest says on its console.
     pub(crate) fn console(&self) -> &Transcript {
         &self.console

@@ -60,16 +60,21 @@ pub(super) fn large() -> Result<Vec<Image>> {
         }
     }
     list.push(image("debian.img", images::debian(&cache)?));
-    list.extend(holes(&cache)?);
+    list.extend(holes_of(&cache)?);
     let same = fixes::same_patches_of_all(&cache)?;
     list.extend(same.into_iter().map(|(name, path)| image(format!("{name}.lup"), path)));
     step.done();
     Ok(list)
 }
 
+/// What shows holes, and closes them.
+pub(super) fn holes() -> Result<Vec<Image>> {
+    holes_of(&Cache::open()?)
+}
+
 /// A kernel with known holes, one without, what shows them, and live patches. Debian's archive drops old kernels: tests that
 /// need the first find a file in its place that tells them so.
-fn holes(cache: &Cache) -> Result<Vec<Image>> {
+fn holes_of(cache: &Cache) -> Result<Vec<Image>> {
     let newest = kernels::find(cache, &Need::newest(Series::V6_1, Flavour::Cloud))?;
     let mut list = vec![image("holes-6.1-cloud.cpio", images::holes(cache, &newest)?)];
     let vulnerable = kernels::find_if_offered(cache, &images::vulnerable_kernel())?;

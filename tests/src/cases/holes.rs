@@ -8,7 +8,7 @@ use crate::deadlines::BOOT;
 use crate::harness::{Test, Tier};
 use crate::images;
 use crate::initramfs::Initramfs;
-use crate::vm::Vm;
+use crate::vm::{Builder, Vm};
 
 pub(super) const TESTS: &[Test] = &[
     Test::new(OPEN, Tier::Gate, || vulnerable(OPEN, &[&QUIET[..], &IN_MODULES].concat())),
@@ -20,11 +20,13 @@ pub(super) const TESTS: &[Test] = &[
     }),
     Test::new(PATCHED, Tier::Gate, || patched(PATCHED, &[&QUIET[..], &IN_MODULES].concat())),
     Test::with_alarms(PATCHED_WITH_A_WARNING, Tier::Full, || patched(PATCHED_WITH_A_WARNING, &[WARNS])),
+    Test::new(PATCHED_ON_INTEL, Tier::IntelFull, patched_on_intel),
 ];
 
 const OPEN: &str = "holes::of_the_vulnerable_kernel_are_open";
 const OPEN_WITH_A_WARNING: &str = "holes::that_the_vulnerable_kernel_warns_of_are_open";
 const PATCHED: &str = "holes::are_closed_by_a_patch_and_open_after_it";
+const PATCHED_ON_INTEL: &str = "holes::is_closed_by_a_patch_on_intel";
 const PATCHED_WITH_A_WARNING: &str = "holes::that_the_vulnerable_kernel_warns_of_are_closed_by_a_patch";
 
 /// Those of the kernel itself, which says nothing of them.
@@ -55,16 +57,28 @@ fn patched(test: &str, holes: &[&str]) -> Result<()> {
         return Ok(());
     }
     let folder = images::folder()?;
-    let mut vm = start(VULNERABLE, folder.path())?;
+    patch_each(&mut start(VULNERABLE, folder.path())?, holes)
+}
+
+fn patched_on_intel() -> Result<()> {
+    if is_skipped(PATCHED_ON_INTEL) {
+        return Ok(());
+    }
+    let folder = images::folder()?;
+    let builder = builder(VULNERABLE, folder.path())?.on_a_slow_host();
+    patch_each(&mut begin(builder)?, &QUIET[..1])
+}
+
+fn patch_each(vm: &mut Vm, holes: &[&str]) -> Result<()> {
     vm.run("lucos-agent run > /agent.log 2>&1 & :")?;
     for (hole, id) in holes.iter().zip(1..) {
-        look(&mut vm, &[hole], "open")?;
+        look(vm, &[hole], "open")?;
         let lup = images::image(&format!("{hole}.lup"))?;
-        let applied = vm.try_lucos_with("apply", &lup, &["--unsigned", "--wait"])?;
+        let applied = vm.try_lucos_with("apply", &lup, &["--unsigned", "--wait", "--limit", "900"])?;
         ensure!(applied.code == 0, "{hole}: {}{}", applied.out, applied.err);
-        look(&mut vm, &[hole], "closed")?;
+        look(vm, &[hole], "closed")?;
         vm.lucos(&format!("rollback {id} --wait"))?;
-        look(&mut vm, &[hole], "open")?;
+        look(vm, &[hole], "open")?;
     }
     Ok(())
 }
@@ -79,12 +93,19 @@ fn is_skipped(test: &str) -> bool {
 
 /// Boots the kernel `kind` with what shows holes.
 fn start(kind: &str, folder: &Path) -> Result<Vm> {
+    begin(builder(kind, folder)?)
+}
+
+fn builder(kind: &str, folder: &Path) -> Result<Builder> {
     let initramfs = Initramfs::new(folder.join("holes.cpio"))?
         .archive(&images::image("tiny.cpio")?)?
         .archive(&images::image("agent.cpio")?)?
         .archive(&images::image(&format!("holes-{kind}.cpio"))?)?;
-    let mut vm =
-        Vm::builder(&format!("vmlinuz-{kind}"))?.initrd_file(initramfs.path()).memory("512M").start()?;
+    Ok(Vm::builder(&format!("vmlinuz-{kind}"))?.initrd_file(initramfs.path()).memory("512M"))
+}
+
+fn begin(builder: Builder) -> Result<Vm> {
+    let mut vm = builder.start()?;
     vm.shell(BOOT)?;
     // Nothing the kernel says is to be mixed up with what the program says.
     vm.run("dmesg -n 1")?;

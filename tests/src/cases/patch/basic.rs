@@ -6,7 +6,10 @@ use super::{Bench, patch};
 use crate::deadlines::COMMAND;
 
 pub(super) fn applied(kind: &'static str) -> Result<()> {
-    let mut bench = Bench::start(kind, 2)?;
+    applied_to(&mut Bench::start(kind, 2)?)
+}
+
+pub(super) fn applied_to(bench: &mut Bench) -> Result<()> {
     let before = bench.vm.run("cat /proc/version")?;
     let lup = bench.version()?.replace("__x64_sys_pause", "lucos_sys_pause")?;
 
