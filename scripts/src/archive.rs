@@ -28,6 +28,11 @@ pub const SECURITY_VARIABLE: &str = "LUCOS_DEBIAN_SECURITY_MIRROR";
 /// Package lists younger than this are not fetched again unless something is missing from them.
 const LISTS_AGE: Duration = Duration::from_hours(24);
 
+/// How an index of packages ends, and one of what they are built from.
+const BINARIES: &str = "Packages";
+/// See [`BINARIES`].
+const SOURCES: &str = "Sources";
+
 /// One version of one package in the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
@@ -53,9 +58,24 @@ impl Archive {
         Self::of_suite(cache, SUITE)
     }
 
+    /// Opens what the packages of [`SUITE`] are built from, in a root of its own: hardly anybody needs it.
+    pub fn of_sources(cache: &Cache) -> Result<Self> {
+        Self::at(cache, SUITE, format!("apt-{SUITE}-sources"), |mirrors| {
+            mirrors.sources_list(SUITE).replace("deb [", "deb-src [")
+        })
+    }
+
     /// Sets up an apt root in the cache for one suite on the mirrors that this machine uses.
     pub fn of_suite(cache: &Cache, suite: &'static str) -> Result<Self> {
-        let name = format!("apt-{suite}");
+        Self::at(cache, suite, format!("apt-{suite}"), |mirrors| mirrors.sources_list(suite))
+    }
+
+    fn at(
+        cache: &Cache,
+        suite: &'static str,
+        name: String,
+        list: impl FnOnce(&Mirrors) -> String,
+    ) -> Result<Self> {
         let lock = cache.lock(&name)?;
         let mirrors = mirrors()?;
         let root = cache.root().join(name);
@@ -70,7 +90,7 @@ impl Archive {
             acquire: acquire_options()?,
             _lock: lock,
         };
-        let text = mirrors.sources_list(suite);
+        let text = list(&mirrors);
         if fs::read_to_string(&archive.sources).unwrap_or_default() != text {
             write_atomically(&archive.sources, &text)?;
             // The lists that are there belong to another mirror.
@@ -115,7 +135,14 @@ impl Archive {
             return Ok(Vec::new());
         }
         let table = run(self.apt("apt-cache").arg("madison").args(names), "list the versions of packages")?;
-        Ok(parse_madison(&table))
+        Ok(parse_madison(&table, BINARIES))
+    }
+
+    /// Every version of the source package `name`.
+    pub fn list_sources(&self, name: &str) -> Result<Vec<Package>> {
+        let mut madison = self.apt("apt-cache");
+        let table = run(madison.args(["madison", name]), "list the versions of a source package")?;
+        Ok(parse_madison(&table, SOURCES))
     }
 
     /// What the newest version of a package depends on, of packages that there are.
@@ -136,6 +163,16 @@ impl Archive {
         fs::read_dir(folder)?.flatten().map(|entry| entry.path()).find(is_it).with_context(|| {
             format!("apt-get downloaded {wanted}, but no such file is in {}", folder.display())
         })
+    }
+
+    /// Downloads what Debian has added to the source of a package, `debian.tar.xz`, into `folder`, and returns its path.
+    pub fn download_packaging(&self, name: &str, version: &str, folder: &Path) -> Result<PathBuf> {
+        let mut source = self.apt("apt-get");
+        source.args(["source", "--download-only", "--diff-only", &format!("{name}={version}")]);
+        run(source.current_dir(folder), &format!("download the packaging of {name} {version}"))?;
+        let is_it = |path: &PathBuf| path.to_string_lossy().ends_with(".debian.tar.xz");
+        let found = fs::read_dir(folder)?.flatten().map(|entry| entry.path()).find(is_it);
+        found.with_context(|| format!("apt-get downloaded no packaging of {name} to {}", folder.display()))
     }
 
     /// Downloads the newest version of a package, with lists that are fresh enough to know it.
@@ -247,7 +284,7 @@ fn keep_acquire(dump: &str) -> Vec<String> {
 }
 
 /// Parses `apt-cache madison`: `name | version | source`, one line for each place that has it.
-fn parse_madison(table: &str) -> Vec<Package> {
+fn parse_madison(table: &str, index: &str) -> Vec<Package> {
     let mut packages: Vec<Package> = Vec::new();
     for line in table.lines() {
         let mut cells = line.split('|').map(str::trim);
@@ -255,7 +292,7 @@ fn parse_madison(table: &str) -> Vec<Package> {
             continue;
         };
         let package = Package { name: name.to_owned(), version: version.to_owned() };
-        if source.ends_with("Packages") && !packages.contains(&package) {
+        if source.ends_with(index) && !packages.contains(&package) {
             packages.push(package);
         }
     }
@@ -286,8 +323,10 @@ mod tests {
                      linux-image-a | 6.1.2-1 | http://m/debian s/main amd64 Packages\n\
                      linux-image-a | 6.1.1-1 | http://m/debian s/main amd64 Packages\n\
                      linux-image-a | 6.1.1-1 | http://m/debian s/main Sources\n";
-        let versions: Vec<_> = parse_madison(table).into_iter().map(|package| package.version).collect();
+        let versions: Vec<_> =
+            parse_madison(table, BINARIES).into_iter().map(|package| package.version).collect();
         assert_eq!(versions, ["6.1.2-1", "6.1.1-1"]);
+        assert_eq!(parse_madison(table, SOURCES).len(), 1);
     }
 
     #[test]

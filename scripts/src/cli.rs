@@ -207,7 +207,7 @@ fn build(arguments: &Image) -> Result<()> {
         println!("{}", images::agent(&cache)?.display());
     }
     if wanted(ImageName::Plant) {
-        for need in images::guest_kernels() {
+        for need in images::guest_kernels().into_iter().chain([images::realtime_kernel()]) {
             println!("{}", images::plant(&cache, &kernels::find(&cache, &need)?)?.display());
         }
     }

@@ -77,6 +77,15 @@ pub fn vulnerable_kernel() -> Need {
     Need::exactly(Series::V6_1, Flavour::Cloud, another.as_deref().unwrap_or(VULNERABLE))
 }
 
+/// A stock realtime kernel that can be compiled again. Debian keeps what the kernels of a point release are built from; of those in
+/// between the realtime patches are not always there.
+pub fn realtime_kernel() -> Need {
+    Need::exactly(Series::V6_1, Flavour::Rt, VULNERABLE)
+}
+
+/// What tests call that kernel.
+pub const REALTIME: &str = "6.1-rt-release";
+
 /// The kernels that stock guests are booted with.
 pub fn guest_kernels() -> Vec<Need> {
     vec![

@@ -12,15 +12,20 @@ use super::source::Source;
 use super::stock::Stock;
 use crate::cache::Cache;
 use crate::command::run;
+use crate::images;
 use crate::kernels::{self, Flavour, Kernel, Need, Series};
 use crate::progress::{self, Step};
 
-/// The kernels that there are patches for, and the packages with their source. No package has the source of a realtime kernel as
-/// it is compiled.
-const KERNELS: [(Series, Flavour, &str); 2] = [
-    (Series::V6_1, Flavour::Cloud, "linux-source-6.1"),
-    (Series::V6_12, Flavour::Cloud, "linux-source-6.12"),
-];
+/// The kernels that there are patches for, as tests call them, and the packages with their source.
+fn all_kernels() -> [(String, Need, &'static str); 3] {
+    let cloud = |series| (format!("{series}-{}", Flavour::Cloud), Need::newest(series, Flavour::Cloud));
+    let ((old, old_need), (new, new_need)) = (cloud(Series::V6_1), cloud(Series::V6_12));
+    [
+        (old, old_need, "linux-source-6.1"),
+        (new, new_need, "linux-source-6.12"),
+        (images::REALTIME.to_owned(), images::realtime_kernel(), "linux-source-6.1"),
+    ]
+}
 
 /// One of them.
 #[derive(Debug, Clone, Deserialize)]
@@ -36,14 +41,14 @@ struct Same {
     files: Vec<File>,
 }
 
-/// Makes all of them for each kernel in [`KERNELS`]: names with the kind of kernel (`same-read-6.1-cloud`), and `.lup` files that
+/// Makes all of them for each kernel of [`all_kernels`]: names with the kind of kernel (`same-read-6.1-cloud`), and `.lup` files that
 /// are not signed. Of a kernel whose source Debian's archive has no more there are none; a note says so.
 pub fn same_patches_of_all(cache: &Cache) -> Result<Vec<(String, PathBuf)>> {
     let mut all = Vec::new();
-    for (series, flavour, package) in KERNELS {
-        let kernel = kernels::find(cache, &Need::newest(series, flavour))?;
+    for (kind, need, package) in all_kernels() {
+        let Some(kernel) = kernels::find_if_offered(cache, &need)? else { continue };
         let patches = same_patches(cache, &kernel, package)?.unwrap_or_default();
-        all.extend(patches.into_iter().map(|(name, path)| (format!("{name}-{series}-{flavour}"), path)));
+        all.extend(patches.into_iter().map(|(name, path)| (format!("{name}-{kind}"), path)));
     }
     Ok(all)
 }
@@ -62,9 +67,13 @@ fn same_patches(cache: &Cache, kernel: &Kernel, package: &str) -> Result<Option<
     let name = format!("fixes/same/{}", kernel.release);
     let place = cache.place(&name, &inputs);
     if !cache.is_good(&place) {
-        let Some(source) = Source::find(cache, package, &kernel.version)? else {
-            let version = &kernel.version;
-            progress::note(format!("Debian's archive has no {package} of version {version} any more"));
+        let version = &kernel.version;
+        let source = match Source::find(cache, package, version)? {
+            Some(source) if kernel.flavour == Flavour::Rt => source.realtime(cache, version)?,
+            source => source,
+        };
+        let Some(source) = source else {
+            progress::note(format!("Debian's archive has no source of {} any more", kernel.release));
             return Ok(None);
         };
         cache.entry(&name, &inputs, |folder| {

@@ -62,9 +62,27 @@ pub(super) fn large() -> Result<Vec<Image>> {
     list.push(image("debian.img", images::debian(&cache)?));
     list.extend(holes_of(&cache)?);
     let same = fixes::same_patches_of_all(&cache)?;
+    let compiled = same.iter().any(|(name, _)| name.ends_with(images::REALTIME));
+    list.extend(realtime(&cache, compiled)?);
     list.extend(same.into_iter().map(|(name, path)| image(format!("{name}.lup"), path)));
     step.done();
     Ok(list)
+}
+
+/// The realtime kernel that patches were `compiled` for, or a file in its place that tells tests that there is none.
+fn realtime(cache: &Cache, compiled: bool) -> Result<Vec<Image>> {
+    let name = images::REALTIME;
+    let kernel = compiled.then(|| kernels::find(cache, &images::realtime_kernel())).transpose()?;
+    let Some(kernel) = kernel else {
+        progress::note(
+            "nothing is compiled for a realtime kernel: Debian's archive has none with its source any more",
+        );
+        let path = cache.root().join("no-realtime-kernel");
+        write_atomically(&path, "")?;
+        return Ok(vec![image("no-realtime-kernel", path)]);
+    };
+    let plant = image(format!("plant-{name}.cpio"), images::plant(cache, &kernel)?);
+    Ok(vec![image(format!("vmlinuz-{name}"), kernel.vmlinuz), plant])
 }
 
 /// What shows holes, and closes them.

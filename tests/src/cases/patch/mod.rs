@@ -43,17 +43,37 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::a_probe_on_the_jump", Tier::Gate, || traced::probe_on_the_jump("6.1-cloud")),
     Test::new("patch::livepatched_by_the_guest", Tier::Full, || traced::livepatched("6.1-cloud")),
     Test::new("patch::while_the_guest_changes_itself", Tier::Full, || restless::restless("6.1-cloud")),
-    Test::new("patch::a_guest_that_lies", Tier::Gate, || hostile::lies("6.1-cloud")),
+    Test::new("patch::a_guest_that_lies_6_1_cloud", Tier::Gate, || hostile::lies("6.1-cloud")),
+    Test::new("patch::a_guest_that_lies_6_12_cloud", Tier::Full, || hostile::lies("6.12-cloud")),
     Test::new("patch::gone_after_a_reboot", Tier::Full, || gone::reboot("6.1-cloud")),
     Test::new("patch::gone_after_a_kexec", Tier::Gate, || gone::kexec("6.1-cloud")),
     Test::with_alarms("patch::gone_after_a_kdump", Tier::Full, || gone::kdump("6.1-cloud")),
     Test::new("patch::agent_killed_at_any_point", Tier::Full, || gone::agent_killed("6.1-cloud")),
     Test::new("patch::always_inside_6_1_cloud", Tier::Gate, || inside::always_inside("6.1-cloud")),
     Test::new("patch::always_inside_6_12_cloud", Tier::Full, || inside::always_inside("6.12-cloud")),
+    Test::new("patch::always_inside_6_1_rt", Tier::Full, || {
+        realtime("patch::always_inside_6_1_rt", inside::always_inside)
+    }),
     Test::new("patch::torture_6_1_cloud", Tier::Gate, || torture::tortured("6.1-cloud", 20)),
     Test::new("patch::torture_6_12_cloud", Tier::Full, || torture::tortured("6.12-cloud", 20)),
+    Test::new("patch::torture_6_1_rt", Tier::Full, || {
+        realtime("patch::torture_6_1_rt", |kind| torture::tortured(kind, 20))
+    }),
     Test::new("patch::torture_for_long_6_1_cloud", Tier::Full, || torture::tortured("6.1-cloud", 200)),
 ];
+
+/// A realtime kernel that patches are compiled for: one of a point release of Debian's, whose source is there in whole.
+const REALTIME: &str = "6.1-rt-release";
+/// Handed over in its place when Debian's archive has it no more.
+const NO_REALTIME: &str = "no-realtime-kernel";
+
+fn realtime(test: &str, run: impl FnOnce(&'static str) -> Result<()>) -> Result<()> {
+    if images::image(NO_REALTIME).is_ok() {
+        println!("SKIPPED: {test}: Debian's archive has no realtime kernel with its source any more");
+        return Ok(());
+    }
+    run(REALTIME)
+}
 
 /// A guest with an agent, and patches for it.
 struct Bench {
