@@ -112,7 +112,6 @@ fn a_patch_for_another_kernel_or_of_another_code_is_refused() {
             (&|manifest: &mut Manifest| manifest.policy.consistency = manifest::Consistency::PerTask)
                 as &dyn Fn(&mut Manifest),
             &|manifest| manifest.policy.draining = Draining::Redirect,
-            &|manifest| manifest.policy.tombstones = true,
         ] {
             let error = refused(change);
             assert!(matches!(error, NotAdmitted::NotBuilt { .. }), "{kernel}: {error}");

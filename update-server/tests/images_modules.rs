@@ -83,6 +83,7 @@ impl<'p> Bench<'p> {
             module: self.module.clone(),
             requires: Vec::new(),
             consistency: Consistency::Coexist,
+            tombstones: false,
         }
     }
 

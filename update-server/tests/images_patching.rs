@@ -40,7 +40,7 @@ fn jumps_are_written_all_or_none_and_taken_back_to_the_byte() {
         // One more than there are functions: a static key has two ways on.
         assert_eq!(apply.len(), FUNCTIONS.len() + 1, "{name}");
         for old in &olds {
-            rewrite::compare(&kernel, old, None, &Loaded::default()).unwrap();
+            rewrite::compare(&kernel, old, None, &[], &Loaded::default()).unwrap();
             assert!(old.places.iter().all(|place| place.at != old.text.start) || old.name == "__schedule");
         }
         // Whichever write fails, nothing is left of those before it.
@@ -52,9 +52,9 @@ fn jumps_are_written_all_or_none_and_taken_back_to_the_byte() {
         }
         Journal::check(kernel.space(), &apply).unwrap().commit(&guest).unwrap();
         for old in &olds {
-            rewrite::compare(&kernel, old, Some(NEW), &Loaded::default()).unwrap();
+            rewrite::compare(&kernel, old, Some(NEW), &[], &Loaded::default()).unwrap();
             assert!(matches!(
-                rewrite::compare(&kernel, old, None, &Loaded::default()),
+                rewrite::compare(&kernel, old, None, &[], &Loaded::default()),
                 Err(TextError::Differs { .. })
             ));
             for place in &old.places {
@@ -90,7 +90,7 @@ fn text_that_is_not_the_images_and_probes_are_refused() {
             let word = Gva(at.0 & !7);
             let was = kernel.space().u64(word).unwrap();
             guest.write((physical(word), was ^ 1 << ((at.0 & 7) * 8)));
-            let error = rewrite::compare(&kernel, &old, None, &Loaded::default()).unwrap_err();
+            let error = rewrite::compare(&kernel, &old, None, &[], &Loaded::default()).unwrap_err();
             let is_there = matches!(error, TextError::Differs { at: found, .. } if found == at);
             assert!(is_there, "{name}, {at}: {error}");
             guest.restore();
@@ -98,7 +98,7 @@ fn text_that_is_not_the_images_and_probes_are_refused() {
         // One that is not armed has copied what will be overwritten, too.
         let mut loaded = Loaded::default();
         loaded.probes.push(Probe { at: place, slot: None, detour: None });
-        let error = rewrite::compare(&kernel, &old, None, &loaded).unwrap_err();
+        let error = rewrite::compare(&kernel, &old, None, &[], &loaded).unwrap_err();
         assert!(matches!(error, TextError::Probed { .. }), "{name}: {error}");
         assert!(error.to_string().contains("nobody in the guest's table"), "{name}: {error}");
     }

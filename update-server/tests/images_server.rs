@@ -20,9 +20,12 @@ use update_server::kernel::running::Running;
 use update_server::phases::link::PatchModule;
 use update_server::phases::place::OldFunction;
 use update_server::phases::stack_check::Presence;
+use update_server::phases::tombstones::{self, TOMBSTONE};
 use update_server::server::{
-    Consistency, Import, NotNow, Old, Patch, PatchId, Refusal, Replacement, State, SwitchError, UpdateServer,
+    Consistency, Emptied, Import, NotNow, Old, Patch, PatchId, Refusal, Replacement, State, SwitchError,
+    UpdateServer,
 };
+use update_server::text_check;
 use update_server::x86::jump;
 
 /// A guest with the module in it, and patches that use it.
@@ -66,6 +69,7 @@ impl Bench<'_> {
             module: module.clone(),
             requires: Vec::new(),
             consistency: Consistency::Coexist,
+            tombstones: false,
         }
     }
 
@@ -252,5 +256,231 @@ fn what_changes_before_the_pause_is_seen_in_it() {
         assert!(foreseen < anew, "{name}: {foreseen} readings, and {anew} where nothing was foreseen");
         bench.roll_back(id).unwrap();
         assert_eq!(bench.guest.ram(), before, "{name}");
+    });
+}
+
+/// Functions of several kinds: with a NOP of ftrace, with none, and with static keys at their beginning and within.
+const FILLED: [(&str, &str); 3] =
+    [("ipc_addid", "replaced"), ("__schedule", "helper"), ("native_sched_clock", "replaced")];
+
+impl Bench<'_> {
+    fn fill(&mut self, id: PatchId) -> Result<(), SwitchError> {
+        let census = self.census();
+        let kernel = Running::find(self.model, &self.guest, self.guest.vcpus()).unwrap();
+        self.server.fill(id, &kernel, &self.guest, &census).map_err(|error| *error)
+    }
+
+    fn empty(&mut self, at: Gva, patient: bool) -> Result<Option<Emptied>, SwitchError> {
+        let kernel = Running::find(self.model, &self.guest, self.guest.vcpus()).unwrap();
+        self.server.empty(at, &kernel, &self.guest, patient).map_err(|error| *error)
+    }
+
+    /// What differs in the text for no reason that is known, and how many bytes do because of patches.
+    fn text(&self) -> (usize, u64) {
+        let kernel = Running::find(self.model, &self.guest, self.guest.vcpus()).unwrap();
+        let written = self.server.written(&kernel).unwrap();
+        let report = text_check::check(&kernel, &written).unwrap();
+        (report.unexplained.len(), report.by_patch.bytes)
+    }
+
+    /// Has the guest list one probe, or none: the table's first list is a node in the memory of modules.
+    fn set_probe(&self, at: Option<Gva>) {
+        let node = Gva(0xffff_ffff_c000_e000);
+        let member = self.model.image().types().offset("kprobe", "addr").unwrap();
+        put(&self.guest, node.wrapping_add(member), &at.map_or(0, |at| at.0).to_le_bytes());
+        put(&self.guest, self.word("kprobe_table", None), &at.map_or(0, |_| node.0).to_le_bytes());
+    }
+
+    fn word(&self, name: &str, member: Option<(&str, &str)>) -> Gva {
+        let at = self.model.image().symbols().only(name).unwrap().address;
+        member.map_or(at, |(of, member)| {
+            at.wrapping_add(self.model.image().types().offset(of, member).unwrap())
+        })
+    }
+}
+
+#[test]
+fn old_code_is_filled_all_or_none_and_put_back_to_the_byte() {
+    bench("old_code_is_filled_all_or_none_and_put_back_to_the_byte", |name, mut bench, module| {
+        let original = bench.guest.ram();
+        let patch = Patch { tombstones: true, ..bench.patch("one", &FILLED, &module) };
+        let old = |function: &Replacement| match &function.old {
+            Old::Image(old) => old.clone(),
+            Old::Module(_) => panic!("{name}"),
+        };
+        let olds: Vec<_> = patch.functions.iter().map(old).collect();
+        let id = bench.server.add(patch).unwrap();
+        assert!(!bench.server.is_to_fill(id) && bench.fill(id).is_err(), "{name}: it is not applied");
+        bench.apply(id).unwrap();
+        let applied = bench.guest.ram();
+        assert!(bench.server.is_to_fill(id), "{name}");
+        // Whichever write fails.
+        let image = bench.model.image();
+        let runs: Vec<_> = olds.iter().flat_map(|old| tombstones::fillable(image, old)).collect();
+        assert!(runs.len() > 30, "{name}: {runs:?}");
+        for write in 0..runs.len() as u64 {
+            bench.guest.fail_write(write);
+            let error = bench.fill(id).unwrap_err();
+            assert!(matches!(error, SwitchError::Refused(Refusal::Journal(_))), "{name}: {error}");
+            assert!(bench.guest.ram() == applied, "{name}: write {write}");
+            assert!(bench.server.is_to_fill(id) && bench.server.filled_bytes(id) == 0, "{name}");
+        }
+        bench.fill(id).unwrap();
+        let filled = bench.guest.ram();
+        // Each byte of the runs is a tombstone, and nothing else has changed.
+        let in_run = |at: &Gva| runs.iter().any(|run| run.contains(at));
+        let mut expected = applied.clone();
+        for run in &runs {
+            let from = usize::try_from(physical(run.start).0).unwrap();
+            let len = usize::try_from(run.end.0 - run.start.0).unwrap();
+            expected[from..from + len].fill(TOMBSTONE);
+        }
+        assert!(filled == expected, "{name}");
+        let total: u64 = runs.iter().map(|run| run.end.0 - run.start.0).sum();
+        assert_eq!(bench.server.filled_bytes(id) as u64, total, "{name}");
+        for old in &olds {
+            let sites: Vec<_> =
+                image.sites().overlapping(old.text.start, old.text.end.0 - old.text.start.0).collect();
+            assert!(
+                sites.iter().all(|site| (0..site.len.into()).all(|at| !in_run(&site.start.wrapping_add(at))))
+            );
+            assert!(
+                old.places
+                    .iter()
+                    .all(|place| (0..place.len.into()).all(|at| !in_run(&place.at.wrapping_add(at))))
+            );
+            // And most of it is dead.
+            let len = old.text.end.0 - old.text.start.0;
+            let dead: u64 = (0..len).filter(|&at| in_run(&old.text.start.wrapping_add(at))).count() as u64;
+            assert!(dead * 2 > len, "{name}: {dead} of {len} bytes of {}", old.name);
+        }
+        let (unexplained, written) = bench.text();
+        assert!(unexplained == 0 && written > total, "{name}: {unexplained}, {written}");
+        assert!(!bench.server.is_to_fill(id), "{name}");
+
+        // Another one on top finds the function as it was left, and needs it no more than this one.
+        let two = Patch { tombstones: true, ..bench.patch("two", &FILLED[..1], &module) };
+        let two = bench.server.add(two).unwrap();
+        bench.apply(two).unwrap();
+        bench.fill(two).unwrap();
+        let own = tombstones::fillable(image, &olds[0]);
+        let own: u64 = own.iter().map(|run| run.end.0 - run.start.0).sum();
+        assert_eq!(bench.server.filled_bytes(two) as u64, own, "{name}");
+        // The jump and the tombstones go together or not at all, whichever write fails.
+        let stacked = bench.guest.ram();
+        // Those of the function that the upper one is on stay.
+        let writes = (runs.len() - tombstones::fillable(image, &olds[0]).len()) as u64;
+        for write in [0, 1, writes / 2, writes] {
+            bench.guest.fail_write(write);
+            let error = bench.roll_back(id).unwrap_err();
+            assert!(matches!(error, SwitchError::Refused(Refusal::Journal(_))), "{name}: {error}");
+            assert!(bench.guest.ram() == stacked, "{name}: write {write}");
+        }
+        bench.roll_back(id).unwrap();
+        // What the upper one is on stays filled.
+        assert!(bench.server.filled_bytes(two) > 0 && bench.server.filled_bytes(id) == 0, "{name}");
+        assert_eq!(bench.text().0, 0, "{name}");
+        bench.roll_back(two).unwrap();
+        assert!(bench.guest.ram() == original, "{name}");
+        // Once more, and then the kernel is gone: nothing is known of it, nor written to it.
+        bench.apply(id).unwrap();
+        bench.fill(id).unwrap();
+        assert!(bench.guest.ram() == filled, "{name}");
+        bench.server.kernel_is_gone();
+        assert_eq!(bench.server.tombstones().count(), 0, "{name}");
+        assert_eq!(bench.empty(runs[0].start, true), Ok(None), "{name}");
+        assert!(bench.guest.ram() == filled, "{name}");
+    });
+}
+
+#[test]
+fn what_somebody_is_in_or_has_a_probe_in_is_not_filled() {
+    bench("what_somebody_is_in_or_has_a_probe_in_is_not_filled", |name, mut bench, module| {
+        let patch = Patch { tombstones: true, ..bench.patch("one", &[("ipc_addid", "replaced")], &module) };
+        let Old::Image(old) = patch.functions[0].old.clone() else { panic!("{name}: {patch:?}") };
+        let id = bench.server.add(patch).unwrap();
+        bench.apply(id).unwrap();
+        let applied = bench.guest.ram();
+        let vcpus = bench.guest.vcpus().to_vec();
+        let behind = old.places[0].at.wrapping_add(old.places[0].len.into());
+        bench.guest.set_vcpus(vec![Vcpu { rip: behind.0, ..vcpus[0].clone() }, vcpus[1].clone()]);
+        let error = bench.fill(id).unwrap_err();
+        let is_there = matches!(&error, SwitchError::NotNow(NotNow::Inside { .. } | NotNow::Doubt { .. }));
+        assert!(is_there, "{name}: {error}");
+        bench.guest.set_vcpus(vcpus);
+        // A probe in old code has a copy of it; one on the jump or before has not.
+        for at in [behind, old.text.end.wrapping_offset(-1)] {
+            bench.set_probe(Some(at));
+            let error = bench.fill(id).unwrap_err();
+            let is_it =
+                matches!(&error, SwitchError::NotNow(NotNow::ProbedInside { at: found, .. }) if *found == at);
+            assert!(is_it, "{name}: {error}");
+            bench.set_probe(None);
+        }
+        assert!(bench.guest.ram() == applied, "{name}");
+        bench.set_probe(Some(old.places[0].at));
+        bench.fill(id).unwrap();
+        // Nor is it put back.
+        bench.set_probe(Some(behind));
+        let filled = bench.guest.ram();
+        let error = bench.roll_back(id).unwrap_err();
+        assert!(matches!(error, SwitchError::NotNow(NotNow::ProbedInside { .. })), "{name}: {error}");
+        assert!(bench.guest.ram() == filled, "{name}");
+        bench.set_probe(None);
+        bench.roll_back(id).unwrap();
+    });
+}
+
+#[test]
+fn old_code_is_put_back_for_whoever_comes() {
+    bench("old_code_is_put_back_for_whoever_comes", |name, mut bench, module| {
+        let one = Patch { tombstones: true, ..bench.patch("one", &FILLED[..2], &module) };
+        let Old::Image(old) = one.functions[0].old.clone() else { panic!("{name}") };
+        let two = Patch { tombstones: true, ..bench.patch("two", &[("do_sys_poll", "replaced")], &module) };
+        let (one, two) = (bench.server.add(one).unwrap(), bench.server.add(two).unwrap());
+        bench.apply(two).unwrap();
+        bench.fill(two).unwrap();
+        bench.apply(one).unwrap();
+        let applied = bench.guest.ram();
+        bench.fill(one).unwrap();
+        let filled = bench.guest.ram();
+        let at = tombstones::fillable(bench.model.image(), &old)[0].start;
+        assert_eq!(bench.empty(old.places[0].at, true), Ok(None), "{name}: the jump");
+        // Who changes text is waited for, but not for ever.
+        let lock = bench.word("text_mutex", Some(("mutex", "owner")));
+        bench.guest.write((physical(lock), 0xffff_8880_0009_0001));
+        let error = bench.empty(at, true).unwrap_err();
+        assert!(matches!(error, SwitchError::NotNow(NotNow::TextChanges { .. })), "{name}: {error}");
+        bench.guest.write((physical(lock), 0));
+        for write in [0, 5, 20] {
+            bench.guest.fail_write(write);
+            let error = bench.empty(at, true).unwrap_err();
+            assert!(matches!(error, SwitchError::Refused(Refusal::Journal(_))), "{name}: {error}");
+            assert!(bench.guest.ram() == filled, "{name}");
+        }
+        bench.set_probe(Some(at));
+        let error = bench.empty(at, false).unwrap_err();
+        assert!(matches!(error, SwitchError::NotNow(NotNow::ProbedInside { .. })), "{name}: {error}");
+        bench.set_probe(None);
+
+        bench.guest.write((physical(lock), 0xffff_8880_0009_0001));
+        let emptied = bench.empty(at, false).unwrap().unwrap();
+        bench.guest.write((physical(lock), 0));
+        let distance = at.0 - old.text.start.0;
+        assert_eq!(
+            emptied,
+            Emptied { place: format!("ipc_addid+{distance:#x}"), patches: vec![one] },
+            "{name}"
+        );
+        // Of this patch nothing is filled, nor will be; the other's is.
+        assert!(bench.guest.ram() == applied, "{name}");
+        assert_eq!(bench.server.filled_bytes(one), 0, "{name}");
+        assert!(bench.server.filled_bytes(two) > 0 && !bench.server.is_to_fill(one), "{name}");
+        assert_eq!(bench.text().0, 0, "{name}");
+        bench.fill(one).unwrap();
+        assert_eq!(bench.empty(at, true), Ok(None), "{name}");
+        assert!(bench.guest.ram() == applied, "{name}");
+        bench.roll_back(one).unwrap();
+        bench.roll_back(two).unwrap();
     });
 }

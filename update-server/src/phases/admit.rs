@@ -9,6 +9,7 @@ use super::link::{ModuleError, PatchModule};
 use super::module_function::ModuleFunction;
 use super::object::is_filler;
 use super::place::{NoPlace, OldFunction};
+use super::tombstones;
 use crate::image::{Image, Symbol};
 use crate::server::{Consistency, Import, Old, Patch, Replacement};
 
@@ -34,7 +35,17 @@ pub enum NotAdmitted {
         /// What.
         what: &'static str,
     },
-    /// A function cannot be made to jump.
+    /// It would have a module's code filled, of which it has only a part.
+    #[error(
+        "the patch asks for tombstones in {function} of module {module}; they are for functions of the kernel image only"
+    )]
+    InModule {
+        /// The function.
+        function: String,
+        /// Its module.
+        module: String,
+    },
+    /// A function cannot be made to jump, or not be filled.
     #[error(transparent)]
     NoPlace(#[from] NoPlace),
     /// The kernel has another function of that name than the patch was made for.
@@ -72,14 +83,14 @@ pub fn admit(image: &Image, manifest: &Manifest, module: &[u8]) -> Result<Patch,
     if manifest.policy.draining == Draining::Redirect {
         return Err(NotAdmitted::NotBuilt { what: "redirected return addresses" });
     }
-    if manifest.policy.tombstones {
-        return Err(NotAdmitted::NotBuilt { what: "tombstones" });
-    }
     let module = PatchModule::read(module)?;
     let functions = manifest.functions.iter().map(|function| replacement(image, function));
     let functions = functions.collect::<Result<Vec<_>, _>>()?;
     for function in &functions {
         module.check_function(&function.new)?;
+        if manifest.policy.tombstones {
+            check_tombstones(image, &function.old)?;
+        }
     }
     Ok(Patch {
         name: manifest.name.to_string(),
@@ -88,7 +99,20 @@ pub fn admit(image: &Image, manifest: &Manifest, module: &[u8]) -> Result<Patch,
         module,
         requires: manifest.requires.iter().map(ToString::to_string).collect(),
         consistency,
+        tombstones: manifest.policy.tombstones,
     })
+}
+
+/// Whether a function can be filled with traps.
+fn check_tombstones(image: &Image, old: &Old) -> Result<(), NotAdmitted> {
+    match old {
+        Old::Image(old) => Ok(tombstones::refuse_others(image, old)?),
+        // The patch has no bytes of the parts that are set aside, and what a module's tables name only the guest says.
+        Old::Module(old) => {
+            let (function, module) = (old.name.clone(), old.object.clone());
+            Err(NotAdmitted::InModule { function, module })
+        }
+    }
 }
 
 /// One function: where it jumps, if it is the one that the patch was made for.

@@ -10,6 +10,7 @@
 //! | [`stack_check`] | who is in the code that is replaced |
 //! | [`rewrite`] | which bytes change |
 //! | [`drain`] | whether the last has left the code that was replaced |
+//! | [`tombstones`] | what of that code can be filled with traps then |
 
 pub mod admit;
 pub mod drain;
@@ -22,3 +23,4 @@ mod probed;
 pub mod quiet;
 pub mod rewrite;
 pub mod stack_check;
+pub mod tombstones;

@@ -93,6 +93,16 @@ pub enum NoPlace {
         /// The limit.
         limit: usize,
     },
+    /// Others go on in it, so that it is never dead.
+    #[error("{from} leads to {at} in {function}, which is to be filled with tombstones")]
+    Used {
+        /// Its name.
+        function: String,
+        /// Where it leads.
+        at: Gva,
+        /// What leads there.
+        from: Gva,
+    },
     /// Where addresses are in its data is not known.
     #[error("the kernel image has no list of its addresses; boot the bzImage, which has one")]
     NoRelocations,
@@ -194,6 +204,18 @@ impl OldFunction {
         self.home.module().is_some() && self.places.iter().any(contains)
     }
 
+    /// All of its code.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Range<Gva>> {
+        std::iter::once(&self.text).chain(&self.cold)
+    }
+
+    /// Whether some of `code` is run while it jumps to another function, or is under a jump.
+    pub(crate) fn is_needed(&self, code: &Range<Gva>) -> bool {
+        let places = self.places.iter().map(|place| place.at..place.at.wrapping_add(place.len.into()));
+        let mut needed = self.before.iter().cloned().chain(places);
+        needed.any(|needed| needed.start < code.end && code.start < needed.end)
+    }
+
     /// The bytes of its jumps.
     pub(super) fn jumps(&self) -> Vec<Range<Gva>> {
         self.places.iter().map(Place::jump).collect()
@@ -210,8 +232,7 @@ impl OldFunction {
             return Position::Before;
         }
         let inside = if behind_call { Gva(at.0.wrapping_sub(1)) } else { at };
-        let mut parts = std::iter::once(&self.text).chain(&self.cold);
-        if parts.any(|part| part.contains(&inside)) { Position::Inside } else { Position::Outside }
+        if self.parts().any(|part| part.contains(&inside)) { Position::Inside } else { Position::Outside }
     }
 
     /// The instructions of its text, up to the first that is none.

@@ -89,11 +89,12 @@ pub fn edits(
 }
 
 /// Compares all of `function` with the image, or with what the patch has of a module: it must be what the patch was made for. What
-/// the kernel's tables name may differ, and so may the places that jump to `from` already.
+/// the kernel's tables name may differ, and so may the places that jump to `from` already, and what was `filled` with tombstones.
 pub fn compare(
     kernel: &Running<'_, impl Memory>,
     function: &OldFunction,
     from: Option<Gva>,
+    filled: &[Edit],
     loaded: &Loaded,
 ) -> Result<(), TextError> {
     let probes = &*loaded.probes;
@@ -105,11 +106,12 @@ pub fn compare(
             return Err(TextError::Probed { function, at, owners: probed::owners(kernel, loaded, at) });
         }
     }
-    let jumps = edits(kernel, function, None, from)?;
+    let mut written = edits(kernel, function, None, from)?;
+    written.extend_from_slice(filled);
     // Of a module's function the patch has the one part that it changes.
     let others = if function.home.module().is_none() { &*function.cold } else { &[] };
     for part in std::iter::once(&function.text).chain(others) {
-        compare_part(kernel, function, part, &jumps, probes)?;
+        compare_part(kernel, function, part, &written, probes)?;
     }
     Ok(())
 }
@@ -118,17 +120,17 @@ fn compare_part(
     kernel: &Running<'_, impl Memory>,
     function: &OldFunction,
     part: &std::ops::Range<Gva>,
-    jumps: &[Edit],
+    written: &[Edit],
     probes: &[Probe],
 ) -> Result<(), TextError> {
     let len = usize::try_from(part.end.0 - part.start.0).unwrap_or(0);
     let mut expected = original(kernel, function, part.start, len);
     let start = function.now(kernel, part.start);
-    for jump in jumps {
-        let within = jump.at.offset_from(start).and_then(|offset| usize::try_from(offset).ok());
-        let place = within.and_then(|from| expected.get_mut(from..from + jump.after.len()));
+    for edit in written {
+        let within = edit.at.offset_from(start).and_then(|offset| usize::try_from(offset).ok());
+        let place = within.and_then(|from| expected.get_mut(from..from + edit.after.len()));
         if let Some(place) = place {
-            place.copy_from_slice(&jump.after);
+            place.copy_from_slice(&edit.after);
         }
     }
     let mut found = vec![0; len];

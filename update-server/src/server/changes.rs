@@ -35,7 +35,7 @@ impl UpdateServer {
         let mut edits = Vec::new();
         for Switched { old, to, .. } in functions {
             let from = self.target(old.key(kernel));
-            rewrite::compare(kernel, old, from, loaded)?;
+            rewrite::compare(kernel, old, from, self.filling(old.key(kernel)), loaded)?;
             edits.extend(rewrite::edits(kernel, old, from, Some(*to))?);
         }
         Ok(Journal::check(kernel.space(), &edits)?)
@@ -66,6 +66,8 @@ impl UpdateServer {
             let to = below.last().map(|(_, to)| *to);
             edits.extend(rewrite::edits(kernel, old, Some(*own), to)?);
         }
+        // Old code is there again as soon as it can be called.
+        edits.extend(self.emptying(id, kernel, &loaded.probes)?);
         Ok(Journal::check(kernel.space(), &edits)?)
     }
 

@@ -16,6 +16,7 @@ mod checked;
 mod patch;
 mod prepared;
 mod refusal;
+mod tombstones;
 mod unloaded;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,6 +25,7 @@ use std::sync::Arc;
 pub use patch::{Consistency, Import, Old, Patch, PatchId, Replacement, State};
 pub use prepared::{Prepared, PreparedReturn};
 pub use refusal::{NotNow, Refusal, SwitchError};
+pub use tombstones::Emptied;
 
 use crate::addr::Gva;
 use crate::census::Census;
@@ -48,6 +50,8 @@ struct Entry {
     switched: Vec<Switched>,
     /// Modules with such functions that were unloaded since.
     unloaded: Vec<String>,
+    /// Whether somebody has met a tombstone of it.
+    disturbed: bool,
 }
 
 /// A function that jumps to a new one, unless another patch has come on top.
@@ -67,7 +71,9 @@ pub struct UpdateServer {
     last: u32,
     /// What each function jumps to, by where it is in the guest: the last one counts.
     jumps: HashMap<Gva, Vec<(PatchId, Gva)>>,
-    /// How often those have changed.
+    /// The functions that are filled with tombstones, by where they are in the guest.
+    filled: HashMap<Gva, tombstones::Filled>,
+    /// How often the text has changed by that.
     revision: u64,
 }
 
@@ -86,6 +92,7 @@ impl UpdateServer {
             sections: None,
             switched: Vec::new(),
             unloaded: Vec::new(),
+            disturbed: false,
         };
         self.patches.insert(id, entry);
         Ok(id)
@@ -114,6 +121,7 @@ impl UpdateServer {
     pub fn kernel_is_gone(&mut self) {
         self.jumps.clear();
         self.revision += 1;
+        self.filled.clear();
         for entry in self.patches.values_mut() {
             if entry.state == State::Applied {
                 entry.state = State::Gone;
@@ -206,6 +214,7 @@ impl UpdateServer {
             stack.retain(|(owner, _)| *owner != id);
         }
         self.jumps.retain(|_, stack| !stack.is_empty());
+        self.forget_filled(id);
         if let Some(entry) = self.patches.get_mut(&id) {
             entry.state = State::Ready;
             entry.switched.clear();
@@ -268,7 +277,7 @@ impl UpdateServer {
 
     /// What all patches together have put into the guest's text.
     pub fn written(&self, kernel: &Running<'_, impl Memory>) -> Result<Vec<Written>, Refusal> {
-        let mut all = Vec::new();
+        let mut all: Vec<Written> = self.written_tombstones().collect();
         for (key, stack) in &self.jumps {
             let Some((owner, to)) = stack.last() else { continue };
             let switched = self.entry(*owner)?.switched.iter();

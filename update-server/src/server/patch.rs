@@ -102,6 +102,8 @@ pub struct Patch {
     pub requires: Vec<String>,
     /// Its policy.
     pub consistency: Consistency,
+    /// Whether the functions that it replaces, all of the image, are to be filled with traps once nobody is in them.
+    pub tombstones: bool,
 }
 
 impl Patch {

@@ -139,6 +139,14 @@ pub enum NotNow {
         /// Who has put it there, as the guest says.
         owners: String,
     },
+    /// The guest has a probe in old code: what it has copied of it would not be what is there.
+    #[error("a probe is at {at} in the old {function}; it must be removed before that is filled or put back")]
+    ProbedInside {
+        /// The function.
+        function: String,
+        /// Where.
+        at: Gva,
+    },
 }
 
 /// Either.
