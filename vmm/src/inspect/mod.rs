@@ -176,6 +176,16 @@ pub fn settle_and<T>(
     Ok(then(&kernel, &generation, &known.census()))
 }
 
+/// Finds the kernel of `guest`, and lets `then` use it in the same pause.
+pub fn find_and<T>(
+    model: &Model,
+    guest: &StillGuest<'_>,
+    then: impl FnOnce(&Running<'_, StillGuest<'_>>, &Generation) -> T,
+) -> Result<T, InspectError> {
+    let (kernel, generation) = find(model, guest)?;
+    Ok(then(&kernel, &generation))
+}
+
 fn settle_kernel<'g, 'm>(
     model: &'g Model,
     guest: &'g StillGuest<'m>,

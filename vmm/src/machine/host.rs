@@ -15,12 +15,14 @@ use crate::config::{MachineSpec, SerialSpec};
 use crate::console::{AgentSocket, ConsoleCommands, ConsoleInput, OutputQueue, RawTerminal};
 use crate::control::{ControlServer, MachineControl};
 use crate::device::serial::{SerialSink, Uart};
+use crate::vcpu::Tombstones;
 
 /// The host's side of a machine.
 pub(super) struct HostSide {
     console: Arc<Uart>,
     agent: Arc<Uart>,
     link: Arc<AgentLink>,
+    tombstones: Arc<Tombstones>,
     output: Option<Arc<OutputQueue>>,
     // Dropped in this order: input first, so that nothing writes to a UART whose machine is gone; the
     // terminal last, when nothing prints any more.
@@ -43,6 +45,7 @@ impl HostSide {
         events: &Events,
         controller: &Arc<Controller>,
         link: &Arc<AgentLink>,
+        tombstones: Arc<Tombstones>,
     ) -> Result<Self, MachineError> {
         let signals = forward_signals(events).map_err(MachineError::host("handle signals"))?;
         let fail = |what: &'static str| MachineError::host(what);
@@ -83,6 +86,7 @@ impl HostSide {
             console,
             agent,
             link: Arc::clone(link),
+            tombstones,
             output,
             _input: input,
             _api: api,
@@ -102,6 +106,10 @@ impl HostSide {
 
     pub(super) fn link(&self) -> &Arc<AgentLink> {
         &self.link
+    }
+
+    pub(super) fn tombstones(&self) -> &Arc<Tombstones> {
+        &self.tombstones
     }
 }
 

@@ -147,7 +147,12 @@ impl Instance {
         // 2. Devices.
         host.link().reset();
         let hypercalls = HypercallPort::new(vm.ram().memory().clone(), Arc::clone(host.link()));
-        let bus = PortsAndMemory { ports: Bus::new("I/O port"), pci: Arc::new(PciBus::new()), hypercalls };
+        let bus = PortsAndMemory {
+            ports: Bus::new("I/O port"),
+            pci: Arc::new(PciBus::new()),
+            hypercalls,
+            tombstones: Arc::clone(host.tombstones()),
+        };
         let power = events.power();
         for (port, uart) in [(COM1, host.console()), (COM2, host.agent())] {
             uart.reset().map_err(MachineError::host("reset a serial port"))?;

@@ -64,10 +64,11 @@ fn run_machine(
     let parts = Parts::open(spec)?;
     let kernel = KernelImage::open(&spec.kernel).map_err(crate::boot::BootError::from)?;
     let image = kernel.file().map_err(MachineError::host("keep the kernel image open"))?;
+    let tombstones = updates.as_ref().map(|updates| Arc::clone(updates.tombstones())).unwrap_or_default();
     let controller = Controller::new(spec.clone(), events.sender(), Inspector::new(image), updates);
     let controller = Arc::new(controller);
     begin(&controller).map_err(MachineError::host("start the thread that owns patches"))?;
-    let host = HostSide::open(spec, &events, &controller, link)?;
+    let host = HostSide::open(spec, &events, &controller, link, tombstones)?;
     loop {
         let instance = Instance::start(spec, &kernel, &parts, &host, &events)?;
         controller.started(&instance);

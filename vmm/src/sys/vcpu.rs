@@ -15,7 +15,7 @@ use kvm_ioctls::{Error as KvmErrno, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::kvm::GuestVm;
-use crate::vcpu::VmExit;
+use crate::vcpu::{TOMBSTONE_PORT, VmExit};
 
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs; null in every other thread.
@@ -153,7 +153,8 @@ impl Attached<'_> {
         self.run()
     }
 
-    /// Puts the answer to a [`VmExit::Hypercall`], which was the last exit, where the guest gets it on the next entry.
+    /// Puts the answer to a [`VmExit::Hypercall`] or [`VmExit::Tombstone`], which was the last exit, where the guest gets it on the
+    /// next entry.
     pub fn answer(&mut self, value: u32) {
         if let VmExit::PortIn { data, .. } = self.decode_io()
             && data.len() == size_of_val(&value)
@@ -206,6 +207,7 @@ impl Attached<'_> {
         if self.vcpu.fd.get_kvm_run().exit_reason == KVM_EXIT_IO {
             return match self.decode_io() {
                 VmExit::PortIn { port: lucos_abi::PORT, size: 4, data: [_, _, _, _] } => VmExit::Hypercall,
+                VmExit::PortIn { port: TOMBSTONE_PORT, size: 4, data: [_, _, _, _] } => VmExit::Tombstone,
                 other => other,
             };
         }

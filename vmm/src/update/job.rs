@@ -27,6 +27,8 @@ pub(super) enum Step {
     Applying(Tries),
     /// A look at who is left in old code.
     Draining(Looks),
+    /// A try to fill old code with traps.
+    Filling(Tries),
     /// Nothing.
     Closed,
     /// A try to roll it back.
@@ -54,6 +56,16 @@ impl Tries {
     pub(super) fn within(limit: Duration) -> Self {
         let now = Instant::now();
         Self { count: 0, due: now, until: now + limit }
+    }
+
+    /// How many came before.
+    pub(super) fn count(self) -> u32 {
+        self.count
+    }
+
+    /// When it is due.
+    pub(super) fn due(self) -> Instant {
+        self.due
     }
 
     /// The one after this; `None` if there is no time for it.
@@ -107,6 +119,8 @@ pub(super) struct Job {
     pub(super) attempts: u32,
     pub(super) paused_us: u64,
     pub(super) draining: Draining,
+    /// Bytes of old code that are filled with traps.
+    pub(super) tombstones: usize,
     step: Step,
     since: Instant,
     holders: Vec<HolderInfo>,
@@ -130,6 +144,7 @@ impl Job {
             attempts: 0,
             paused_us: 0,
             draining: Draining::default(),
+            tombstones: 0,
             step,
             since: Instant::now(),
             holders: Vec::new(),
@@ -163,7 +178,7 @@ impl Job {
     pub(super) fn due(&self) -> Option<Instant> {
         match self.step {
             Step::Loading { until, .. } => Some(until),
-            Step::Applying(tries) | Step::RollingBack(tries) => Some(tries.due),
+            Step::Applying(tries) | Step::RollingBack(tries) | Step::Filling(tries) => Some(tries.due),
             Step::Draining(looks) | Step::Leaving(looks) => Some(looks.due),
             Step::Closed | Step::Resident | Step::Failed | Step::Gone => None,
         }
@@ -222,6 +237,7 @@ impl Job {
             why: self.why.clone(),
             attempts: self.attempts,
             paused_us: self.paused_us,
+            tombstones: self.tombstones as u64,
             holders,
             doubts: self.draining.doubts().to_vec(),
         }
@@ -237,7 +253,7 @@ fn state(step: &Step) -> PatchState {
         Step::Loading { .. } => PatchState::Loading,
         Step::Applying(_) => PatchState::Applying,
         Step::Draining(_) => PatchState::Draining,
-        Step::Closed => PatchState::Closed,
+        Step::Filling(_) | Step::Closed => PatchState::Closed,
         Step::RollingBack(_) => PatchState::RollingBack,
         Step::Leaving(_) => PatchState::Leaving,
         Step::Resident => PatchState::Resident,

@@ -14,6 +14,7 @@
 //! | `job.rs` | one patch on its way |
 //! | `linking.rs` | what a patch and the guest's modules have to do with each other |
 //! | `switch.rs` | one try to apply a patch or to roll it back |
+//! | `tombstones.rs` | old code that is filled with traps, and emptied when somebody comes to one |
 //! | `drain.rs` | the wait for those who are left in old code |
 //! | `board.rs` | what everybody may read of it |
 
@@ -27,6 +28,7 @@ mod linking;
 mod owner;
 mod steps;
 mod switch;
+mod tombstones;
 mod updates;
 
 pub use access::Access;

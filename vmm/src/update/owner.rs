@@ -15,6 +15,7 @@ use super::admission::{Admitted, Origin};
 use super::job::{Job, Step, Tries};
 use super::linking;
 use super::switch::Deadline;
+use super::tombstones::Meeting;
 use super::updates::{Event, Inbox};
 use crate::agent::{AgentLink, Answer, Outcome};
 use crate::control::ControlError;
@@ -46,6 +47,8 @@ pub struct Owner {
     taint: Option<u64>,
     /// Since when no kernel was found, and when to look again.
     unknown: Option<(Instant, Instant)>,
+    /// Who has come to a tombstone, and waits for old code.
+    pub(super) meeting: Option<Meeting>,
 }
 
 impl Owner {
@@ -62,6 +65,7 @@ impl Owner {
             hello: None,
             taint: None,
             unknown: None,
+            meeting: None,
         }
     }
 
@@ -69,7 +73,8 @@ impl Owner {
     pub fn run(mut self) {
         self.publish();
         loop {
-            let due = self.jobs.values().filter_map(Job::due).chain(self.unknown.map(|(_, due)| due)).min();
+            let other = self.unknown.map(|(_, due)| due).into_iter().chain(self.meeting.map(Meeting::due));
+            let due = self.jobs.values().filter_map(Job::due).chain(other).min();
             let event = match due {
                 Some(due) => {
                     let wait = due.saturating_duration_since(Instant::now());
@@ -107,6 +112,11 @@ impl Owner {
             Event::Agent => {
                 self.inbox.updates.heard();
                 self.hear_agent();
+                self.publish();
+            }
+            Event::Met(met) => {
+                self.meeting = Some(Meeting::of(met));
+                self.meet();
                 self.publish();
             }
             Event::Check(reply) => {
@@ -194,7 +204,7 @@ impl Owner {
             Step::Applying(_) => {
                 job.go(Step::Resident, Some("it was taken back before it was applied".to_owned()));
             }
-            Step::Draining(_) | Step::Closed => {
+            Step::Draining(_) | Step::Filling(_) | Step::Closed => {
                 job.limit = limit.get();
                 job.go(Step::RollingBack(Tries::within(job.limit)), None);
             }
@@ -283,6 +293,10 @@ impl Owner {
         if self.unknown.is_some_and(|(_, due)| due <= now) {
             self.check();
         }
+        if self.meeting.is_some_and(|meeting| meeting.due() <= now) {
+            self.meet();
+            self.publish();
+        }
         let due: Vec<PatchId> = self
             .jobs
             .values()
@@ -343,6 +357,9 @@ impl Owner {
             job.go(Step::Gone, Some(why.to_owned()));
         }
         self.show_written();
+        self.show_tombstones();
+        self.meeting = None;
+        self.inbox.updates.tombstones().heard();
     }
 
     /// Makes room for another patch among those that are of no more use.

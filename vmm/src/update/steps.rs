@@ -6,11 +6,11 @@ use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
 use update_server::phases::drain::Draining;
 use update_server::phases::stack_check::Presence;
-use update_server::server::PatchId;
+use update_server::server::{PatchId, UpdateServer};
 
 use super::access::looking;
 use super::drain::{self, Left};
-use super::job::{Looks, Step, Tries};
+use super::job::{Job, Looks, Step, Tries};
 use super::owner::{ANOTHER_KERNEL, Owner};
 use super::switch::{self, Direction, Tried};
 use crate::control::model::PatchState;
@@ -35,11 +35,17 @@ impl Owner {
             Step::Applying(tries) | Step::RollingBack(tries) => {
                 self.switch(id, tries);
                 self.show_written();
+                self.show_tombstones();
                 self.show_unloaded();
             }
             Step::Draining(looks) | Step::Leaving(looks) => {
                 self.look(id, looks);
                 self.show_unloaded();
+            }
+            Step::Filling(tries) => {
+                self.fill(id, tries);
+                self.show_written();
+                self.show_tombstones();
             }
             Step::Closed | Step::Resident | Step::Failed | Step::Gone => {}
         }
@@ -52,8 +58,16 @@ impl Owner {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let applying = job.state() == PatchState::Applying;
         let direction = if applying { Direction::Apply(&job.admitted.module) } else { Direction::RollBack };
-        let answer =
-            switch::attempt(&*self.access, &mut self.server, id, &job.generation, direction, alleged);
+        let tombstones = self.inbox.updates.tombstones();
+        let answer = switch::attempt(
+            &*self.access,
+            &mut self.server,
+            tombstones,
+            id,
+            &job.generation,
+            direction,
+            alleged,
+        );
         let (outcome, paused_us) = answer.unwrap_or_else(|error| {
             (Tried::NotNow { why: error.to_string(), holders: Vec::new(), census: None }, 0)
         });
@@ -78,7 +92,7 @@ impl Owner {
                 let shown = drain::shown(&*self.access, &job.generation, &census, &presence.holders);
                 let draining = Draining::of(presence);
                 let step = match (applying, draining.is_over()) {
-                    (true, true) => Step::Closed,
+                    (true, true) => closed(&self.server, job),
                     (true, false) => Step::Draining(Looks::begin()),
                     (false, true) => Step::Resident,
                     (false, false) => Step::Leaving(Looks::begin()),
@@ -135,7 +149,7 @@ impl Owner {
         match drain::look(&*self.access, &mut self.server, id, &job.generation, &job.draining) {
             Ok(Left::Same) => job.go(again(false), why),
             Ok(Left::These(draining, _)) if draining.is_over() => {
-                job.go(if leaving { Step::Resident } else { Step::Closed }, why);
+                job.go(if leaving { Step::Resident } else { closed(&self.server, job) }, why);
             }
             Ok(Left::These(draining, shown)) => {
                 let news = draining.holders().len() != job.draining.holders().len();
@@ -149,4 +163,9 @@ impl Owner {
             }
         }
     }
+}
+
+/// What comes when nobody is left in old code.
+fn closed(server: &UpdateServer, job: &Job) -> Step {
+    if server.is_to_fill(job.id) { Step::Filling(Tries::within(job.limit)) } else { Step::Closed }
 }

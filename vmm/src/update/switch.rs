@@ -11,8 +11,10 @@ use update_server::phases::stack_check::{Holder, Presence};
 use update_server::server::{self, NotNow, PatchId, PreparedReturn, SwitchError, UpdateServer};
 
 use super::access::{Access, looking, pausing};
+use super::tombstones::show;
 use crate::control::ControlError;
 use crate::inspect;
+use crate::vcpu::Tombstones;
 
 /// For how long a patch may be tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,7 @@ pub(super) enum Tried {
 pub(super) fn attempt(
     access: &dyn Access,
     server: &mut UpdateServer,
+    tombstones: &Tombstones,
     id: PatchId,
     expected: &Generation,
     direction: Direction<'_>,
@@ -110,10 +113,12 @@ pub(super) fn attempt(
             if generation != expected {
                 return None;
             }
-            Some(match &prepared {
+            let switched = match &prepared {
                 Prepared::Apply(prepared) => server.apply(prepared, kernel, guest, census),
                 Prepared::RollBack(prepared) => server.roll_back(prepared, kernel, guest, census),
-            })
+            };
+            show(server, tombstones);
+            Some(switched)
         })
     })?;
     let census = known.census();

@@ -14,6 +14,7 @@ use super::switch::Deadline;
 use crate::agent::AgentEvents;
 use crate::control::ControlError;
 use crate::control::model::PatchInfo;
+use crate::vcpu::{Met, Tombstones};
 
 /// How long a request of the control API may wait for the owner, who may be in the middle of something.
 const REQUEST_LIMIT: Duration = Duration::from_mins(1);
@@ -34,6 +35,8 @@ pub(super) enum Event {
     },
     /// The agent's side has something new.
     Agent,
+    /// A vCPU has come to a tombstone.
+    Met(Met),
     /// Whether the kernel still runs that patches were applied to.
     Check(SyncSender<()>),
     /// The machine was reset.
@@ -49,6 +52,8 @@ pub struct Updates {
     keys: Arc<[PublicKey]>,
     /// Whether [`Event::Agent`] is on its way, so that a guest cannot fill the queue.
     told: Arc<AtomicBool>,
+    /// Where old code is filled with traps, for vCPUs.
+    tombstones: Arc<Tombstones>,
 }
 
 impl Updates {
@@ -56,7 +61,10 @@ impl Updates {
     pub fn new(keys: Vec<PublicKey>) -> (Self, Inbox) {
         let (sender, receiver) = channel();
         let told = Arc::new(AtomicBool::new(false));
-        let updates = Self { sender, board: Arc::default(), keys: keys.into(), told };
+        let met = sender.clone();
+        // Only at the machine's end nobody is there.
+        let tombstones = Arc::new(Tombstones::new(move |at| drop(met.send(Event::Met(at)))));
+        let updates = Self { sender, board: Arc::default(), keys: keys.into(), told, tombstones };
         let inbox = Inbox { receiver, updates: updates.clone() };
         (updates, inbox)
     }
@@ -64,6 +72,11 @@ impl Updates {
     /// What everybody may read.
     pub fn board(&self) -> &Arc<Board> {
         &self.board
+    }
+
+    /// Where old code is filled with traps.
+    pub(crate) fn tombstones(&self) -> &Arc<Tombstones> {
+        &self.tombstones
     }
 
     /// Takes a patch of the operator's; `unsigned` says that it needs no signature.

@@ -15,6 +15,8 @@ pub enum VmExit<'a> {
     /// A hypercall (`lucos_abi`): the arguments are in the vCPU's registers, and the answer goes where a read of the port
     /// puts it.
     Hypercall,
+    /// A read as tombstones make it ([`super::TOMBSTONE_PORT`]). Whether it is one, the registers say.
+    Tombstone,
     /// Writes to a port.
     PortOut {
         /// I/O port.
@@ -72,6 +74,8 @@ pub enum ExitKind {
     PortOut,
     /// [`VmExit::Hypercall`].
     Hypercall,
+    /// [`VmExit::Tombstone`].
+    Tombstone,
     /// [`VmExit::MmioRead`].
     MmioRead,
     /// [`VmExit::MmioWrite`].
@@ -84,10 +88,11 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// All kinds, with the names that the API shows.
-    pub const NAMES: [(Self, &'static str); 7] = [
+    pub const NAMES: [(Self, &'static str); 8] = [
         (Self::PortIn, "port_in"),
         (Self::PortOut, "port_out"),
         (Self::Hypercall, "hypercall"),
+        (Self::Tombstone, "tombstone"),
         (Self::MmioRead, "mmio_read"),
         (Self::MmioWrite, "mmio_write"),
         (Self::Interrupted, "interrupted"),
@@ -102,6 +107,7 @@ impl VmExit<'_> {
             Self::PortIn { .. } => ExitKind::PortIn,
             Self::PortOut { .. } => ExitKind::PortOut,
             Self::Hypercall => ExitKind::Hypercall,
+            Self::Tombstone => ExitKind::Tombstone,
             Self::MmioRead { .. } => ExitKind::MmioRead,
             Self::MmioWrite { .. } => ExitKind::MmioWrite,
             Self::Interrupted => ExitKind::Interrupted,

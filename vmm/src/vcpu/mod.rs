@@ -8,8 +8,10 @@ mod pause;
 mod regs;
 mod snapshot;
 mod thread;
+mod tombstones;
 
 pub use cpuid::CpuModel;
 pub use exit::{ExitKind, VmExit};
 pub use pause::{PauseError, Rendezvous};
 pub use thread::{ExitCounters, GuestStop, PortsAndMemory, VcpuThreads};
+pub use tombstones::{Met, TOMBSTONE_PORT, Tombstones};

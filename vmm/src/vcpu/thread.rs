@@ -24,6 +24,7 @@ use super::cpuid::CpuModel;
 use super::exit::{ExitKind, VmExit};
 use super::pause::{PauseError, Rendezvous};
 use super::snapshot::snapshot;
+use super::tombstones::{Met, TOMBSTONE_PORT, Tombstones};
 use super::{msr, regs};
 use crate::agent::HypercallPort;
 use crate::boot::BootEntry;
@@ -47,10 +48,12 @@ pub struct PortsAndMemory {
     pub pci: Arc<PciBus>,
     /// Hypercalls. They are on no bus: they need the registers and page tables of the vCPU that makes them.
     pub hypercalls: HypercallPort,
+    /// Tombstones. They are on no bus, either: where the vCPU stands is what matters.
+    pub tombstones: Arc<Tombstones>,
 }
 
 impl PortsAndMemory {
-    /// Serves any exit but a hypercall.
+    /// Serves any exit but a hypercall or a tombstone.
     fn serve(&self, exit: VmExit<'_>) -> Result<(), GuestStop> {
         match exit {
             VmExit::PortIn { port, size, data } => {
@@ -66,7 +69,7 @@ impl PortsAndMemory {
             VmExit::MmioWrite { address, data } => {
                 self.pci.write_memory(address, data);
             }
-            VmExit::Interrupted | VmExit::Hypercall => {}
+            VmExit::Interrupted | VmExit::Hypercall | VmExit::Tombstone => {}
             VmExit::Shutdown => return Err(GuestStop::TripleFault),
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
             VmExit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, data } => {
@@ -254,7 +257,7 @@ fn run_thread(id: u8, mut vcpu: VcpuRun, shared: &Shared, counters: &ExitCounter
     let _leave = Leave(&shared.rendezvous);
     let mut vcpu = vcpu.attach();
     loop {
-        let stop = match running(&mut vcpu, shared, counters) {
+        let stop = match running(id, &mut vcpu, shared, counters) {
             Ok(()) => drain(&mut vcpu, shared, counters).err(),
             Err(stop) => Some(stop),
         };
@@ -277,12 +280,18 @@ fn run_thread(id: u8, mut vcpu: VcpuRun, shared: &Shared, counters: &ExitCounter
 }
 
 /// Serves exits until somebody wants the vCPU out.
-fn running(vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounters) -> Result<(), GuestStop> {
+fn running(
+    id: u8,
+    vcpu: &mut Attached<'_>,
+    shared: &Shared,
+    counters: &ExitCounters,
+) -> Result<(), GuestStop> {
     while !shared.rendezvous.requested() {
         let exit = vcpu.run().map_err(|error| kvm_run_failed(&error))?;
         counters.count(exit.kind());
         match exit {
             VmExit::Hypercall => serve_hypercall(vcpu, &shared.bus.hypercalls)?,
+            VmExit::Tombstone => serve_tombstone(id, vcpu, shared, counters)?,
             other => shared.bus.serve(other)?,
         }
     }
@@ -299,6 +308,8 @@ fn drain(vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounters) -> R
         counters.count(exit.kind());
         match exit {
             VmExit::Hypercall => serve_hypercall(vcpu, &shared.bus.hypercalls)?,
+            // A further one of the same instruction is a string's.
+            VmExit::Tombstone => read_nothing(vcpu, shared),
             other => shared.bus.serve(other)?,
         }
     }
@@ -310,6 +321,36 @@ fn serve_hypercall(vcpu: &mut Attached<'_>, port: &HypercallPort) -> Result<(), 
     let caller = caller(vcpu.fd()).map_err(|error| GuestStop::Stuck(error.to_string()))?;
     vcpu.answer(port.serve(&caller));
     Ok(())
+}
+
+/// Serves a read as tombstones make it. One that comes to a tombstone is put back in front of it, with all registers as they were:
+/// it comes there again until the old code is back, and then goes on in that. Any other is a read of a port without a device.
+fn serve_tombstone(
+    id: u8,
+    vcpu: &mut Attached<'_>,
+    shared: &Shared,
+    counters: &ExitCounters,
+) -> Result<(), GuestStop> {
+    let stuck = |error: KvmError| GuestStop::Stuck(error.to_string());
+    if shared.bus.tombstones.any() {
+        // Before the read is completed they are those of its instruction, as of a hypercall.
+        let before = vcpu.fd().get_regs().map_err(KvmError::of("KVM_GET_REGS")).map_err(stuck)?;
+        let segments = vcpu.fd().get_sregs().map_err(KvmError::of("KVM_GET_SREGS")).map_err(stuck)?;
+        // The privilege level is that of the stack's segment.
+        if segments.ss.dpl == 0 && shared.bus.tombstones.meet(Met { vcpu: id, rip: before.rip }) {
+            drain(vcpu, shared, counters)?;
+            return vcpu.fd().set_regs(&before).map_err(KvmError::of("KVM_SET_REGS")).map_err(stuck);
+        }
+    }
+    read_nothing(vcpu, shared);
+    Ok(())
+}
+
+/// Answers a read of the port that tombstones name as the bus does.
+fn read_nothing(vcpu: &mut Attached<'_>, shared: &Shared) {
+    let mut data = [0; 4];
+    shared.bus.ports.read(TOMBSTONE_PORT.into(), &mut data);
+    vcpu.answer(u32::from_le_bytes(data));
 }
 
 /// Adds where the vCPU is to why it cannot go on.

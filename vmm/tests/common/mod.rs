@@ -223,6 +223,7 @@ pub(crate) fn patch(id: u32, name: String, state: PatchState) -> PatchInfo {
         why: None,
         attempts: 1,
         paused_us: 1500,
+        tombstones: 0,
         holders: Vec::new(),
         doubts: Vec::new(),
     }

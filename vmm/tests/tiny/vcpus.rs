@@ -12,7 +12,7 @@ use lucos_vmm::device::pci::PciBus;
 use lucos_vmm::memory::GuestRam;
 use lucos_vmm::sys::kvm::GuestVm;
 use lucos_vmm::sys::vcpu::install_kick_handler;
-use lucos_vmm::vcpu::{CpuModel, GuestStop, PortsAndMemory, VcpuThreads};
+use lucos_vmm::vcpu::{CpuModel, GuestStop, Met, PortsAndMemory, Tombstones, VcpuThreads};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Program, RESULT_PORT};
@@ -84,6 +84,8 @@ pub(crate) struct Vcpus {
     pub(crate) ports: Vec<Arc<Port>>,
     pub(crate) link: Arc<AgentLink>,
     pub(crate) changes: Arc<Changes>,
+    pub(crate) tombstones: Arc<Tombstones>,
+    met: Arc<Mutex<Vec<Met>>>,
     results: Arc<Results>,
     stops: Arc<Mutex<Vec<(u8, GuestStop)>>>,
 }
@@ -111,7 +113,15 @@ impl Vcpus {
         let changes = Arc::new(Changes::default());
         let link = Arc::new(AgentLink::new(Arc::clone(&changes) as _));
         let hypercalls = HypercallPort::new(vm.ram().memory().clone(), Arc::clone(&link));
-        let bus = PortsAndMemory { ports: Bus::new("I/O port"), pci: Arc::new(PciBus::new()), hypercalls };
+        let met: Arc<Mutex<Vec<Met>>> = Arc::default();
+        let told = Arc::clone(&met);
+        let tombstones = Arc::new(Tombstones::new(move |at| told.lock().unwrap().push(at)));
+        let bus = PortsAndMemory {
+            ports: Bus::new("I/O port"),
+            pci: Arc::new(PciBus::new()),
+            hypercalls,
+            tombstones: Arc::clone(&tombstones),
+        };
         let ports: Vec<Arc<Port>> = (0..cpus).map(|_| Arc::default()).collect();
         for (id, port) in (0..).zip(&ports) {
             bus.ports.insert(FIRST + id * 8, 8, Arc::clone(port) as _).unwrap();
@@ -126,7 +136,12 @@ impl Vcpus {
         let heard = Arc::clone(&stops);
         let on_stop = move |id, stop| heard.lock().unwrap().push((id, stop));
         let threads = VcpuThreads::start(&vm, &model, cpus, entry, Arc::new(bus), on_stop).unwrap();
-        Self { threads, vm, ports, link, changes, results, stops }
+        Self { threads, vm, ports, link, changes, tombstones, met, results, stops }
+    }
+
+    /// Who was told to have come to a tombstone.
+    pub(crate) fn met(&self) -> Vec<Met> {
+        self.met.lock().unwrap().clone()
     }
 
     pub(crate) fn word(&self, address: u64) -> u64 {

@@ -102,6 +102,9 @@ fn patch(text: &mut String, patch: &PatchInfo) {
         let paused = super::duration(patch.paused_us);
         let _ = writeln!(text, "tries      {}; the last switch took {paused}", patch.attempts);
     }
+    if patch.tombstones > 0 {
+        let _ = writeln!(text, "tombstones {} bytes of old code are filled with traps", patch.tombstones);
+    }
     for HolderInfo { pid, comm, function, for_ms, stack } in &patch.holders {
         let _ = writeln!(text, "  {pid:>7} {comm}, in {function} for {}", time(*for_ms));
         for frame in stack.iter().take(FRAMES) {

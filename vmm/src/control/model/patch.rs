@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 ///    +-> failed <+            +-----------+--> rolling-back --> leaving --> resident
 /// ```
 ///
+/// It goes back from `closed` to `draining` when somebody comes to old code that was filled with traps.
 /// From everywhere it is `gone` when the guest starts another kernel, and from where it is applied when the guest unloads the
 /// module that it has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -90,6 +91,8 @@ pub struct PatchInfo {
     pub attempts: u32,
     /// For how long the guest stood still when its functions were last switched, in microseconds.
     pub paused_us: u64,
+    /// Bytes of old code that are filled with traps.
+    pub tombstones: u64,
     /// Who is in code that is on its way out, or in the way.
     pub holders: Vec<HolderInfo>,
     /// Stacks of which it is not known whether they are.
