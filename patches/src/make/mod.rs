@@ -62,6 +62,9 @@ pub struct Make {
     /// With `coexist`: why old and new code may run side by side
     #[arg(long, value_name = "WHY", required_if_eq("consistency", "coexist"))]
     coexist_is_safe: Option<String>,
+    /// Fill old code with traps once nobody is in it
+    #[arg(long)]
+    tombstones: bool,
     /// The compiler [default: the one that the headers name]
     #[arg(long, value_name = "PROGRAM")]
     compiler: Option<String>,
@@ -131,7 +134,7 @@ fn manifest(
             },
             coexist_is_safe: asked.coexist_is_safe.clone(),
             draining: Draining::Watch,
-            tombstones: false,
+            tombstones: asked.tombstones,
         },
         requires: asked.requires.clone(),
     })
