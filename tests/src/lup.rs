@@ -110,6 +110,12 @@ impl Lup {
         self
     }
 
+    /// Old code is filled with traps once nobody is in it.
+    pub(crate) fn tombstones(mut self) -> Self {
+        self.manifest.policy.tombstones = true;
+        self
+    }
+
     /// Changes what it says of itself.
     pub(crate) fn with(mut self, change: impl FnOnce(&mut Manifest)) -> Self {
         change(&mut self.manifest);

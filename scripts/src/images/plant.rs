@@ -1,6 +1,7 @@
 //! What puts tasks and processors of a guest into known places (`scripts/guest/plant`): a module, and programs that use BPF,
 //! start other kernels, sleep, and load every processor; a module that does nothing, to be loaded; two with new versions of
-//! functions; a livepatch of the guest's own; one with a probe; and one that lies to whoever looks at the guest.
+//! functions; a livepatch of the guest's own; one with a probe; one that lies to whoever looks at the guest; and one that goes on
+//! in the middle of a function.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -16,7 +17,7 @@ use crate::kernels::{Headers, Kernel};
 use crate::packages::{self, Group};
 use crate::progress::Step;
 
-const SOURCES: [(&str, &str); 17] = [
+const SOURCES: [(&str, &str); 18] = [
     ("Kbuild", include_str!("../../guest/plant/Kbuild")),
     ("plant.h", include_str!("../../guest/plant/plant.h")),
     ("plant.c", include_str!("../../guest/plant/plant.c")),
@@ -33,9 +34,10 @@ const SOURCES: [(&str, &str); 17] = [
     ("hostile.c", include_str!("../../guest/plant/hostile.c")),
     ("hostile_text.c", include_str!("../../guest/plant/hostile_text.c")),
     ("hostile_lists.c", include_str!("../../guest/plant/hostile_lists.c")),
+    ("stale.c", include_str!("../../guest/plant/stale.c")),
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 8] = [
     "lucos_plant.ko",
     "lucos_trial.ko",
     PATCH,
@@ -43,6 +45,7 @@ const MODULES: [&str; 7] = [
     "lucos_livepatch.ko",
     "lucos_probe.ko",
     "lucos_hostile.ko",
+    "lucos_stale.ko",
 ];
 const PATCH: &str = "lucos_patch.ko";
 /// Programs, which are put where a guest's shell finds them.

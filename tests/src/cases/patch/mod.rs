@@ -8,6 +8,7 @@ mod module;
 mod policy;
 mod refusals;
 mod restless;
+mod tombstones;
 mod torture;
 mod traced;
 
@@ -45,6 +46,10 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::while_the_guest_changes_itself", Tier::Full, || restless::restless("6.1-cloud")),
     Test::new("patch::a_guest_that_lies_6_1_cloud", Tier::Gate, || hostile::lies("6.1-cloud")),
     Test::new("patch::a_guest_that_lies_6_12_cloud", Tier::Full, || hostile::lies("6.12-cloud")),
+    Test::new("patch::tombstones_6_1_cloud", Tier::Gate, || tombstones::filled("6.1-cloud")),
+    Test::new("patch::tombstones_6_12_cloud", Tier::Full, || tombstones::filled("6.12-cloud")),
+    Test::new("patch::met_tombstones_6_1_cloud", Tier::Gate, || tombstones::stale("6.1-cloud")),
+    Test::new("patch::met_tombstones_6_12_cloud", Tier::Full, || tombstones::stale("6.12-cloud")),
     Test::new("patch::gone_after_a_reboot", Tier::Full, || gone::reboot("6.1-cloud")),
     Test::new("patch::gone_after_a_kexec", Tier::Gate, || gone::kexec("6.1-cloud")),
     Test::with_alarms("patch::gone_after_a_kdump", Tier::Full, || gone::kdump("6.1-cloud")),

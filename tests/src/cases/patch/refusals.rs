@@ -103,8 +103,8 @@ pub(super) fn refusals(kind: &'static str) -> Result<()> {
         let other = Lup::new(kind, "bad")?.replace(function, "lucos_sys_pause")?;
         refused(&bench, &other.write(bench.folder.path())?, unsigned, "not_applicable", word)?;
     }
-    let other = lup(&|manifest| manifest.policy.tombstones = true)?;
-    refused(&bench, &other.write(bench.folder.path())?, unsigned, "not_applicable", "tombstones")?;
+    let other = Lup::of_trial(kind, "trial")?.tombstones();
+    refused(&bench, &other.write(bench.folder.path())?, unsigned, "not_applicable", "of module lucos_trial")?;
 
     // What the guest's kernel refuses, and a patch that is not there yet.
     let other = lup(&|manifest| manifest.requires = vec!["absent".parse().expect("this is a name")])?;
