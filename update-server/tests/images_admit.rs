@@ -18,6 +18,7 @@ use update_server::phases::admit::{NotAdmitted, admit};
 use update_server::phases::link::ModuleError;
 use update_server::phases::module_function::ModuleFunction;
 use update_server::phases::place::NoPlace;
+use update_server::phases::tombstones;
 use update_server::server::{self, Old};
 
 fn symbol(name: &str) -> Symbol {
@@ -149,5 +150,30 @@ fn what_is_in_modules_is_left_for_the_guest() {
         let import =
             server::Import::Module { object: "ext4".to_owned(), name: total_forks(), position: None };
         assert_eq!(patch.imports["counter"], import, "{kernel}");
+    }
+}
+
+#[test]
+fn tombstones_are_for_code_that_is_dead_and_known() {
+    let folder = tempfile::tempdir().unwrap();
+    linked_by_others(folder.path());
+    let module = fs::read(folder.path().join("patch.o")).unwrap();
+    for (kernel, model) in models("tombstones_are_for_code_that_is_dead_and_known") {
+        let image = model.image();
+        let mut manifest = manifest(image);
+        manifest.policy.tombstones = true;
+        let patch = admit(image, &manifest, &module).unwrap();
+        assert!(patch.tombstones, "{kernel}");
+        // Were the function longer than it is, others would go on in it.
+        let Old::Image(mut old) = patch.functions[0].old.clone() else { panic!("{kernel}") };
+        assert_eq!(tombstones::refuse_others(image, &old), Ok(()), "{kernel}");
+        old.text.end = old.text.end.wrapping_add(0x1000);
+        let error = tombstones::refuse_others(image, &old).unwrap_err();
+        assert!(matches!(error, NoPlace::Used { .. }), "{kernel}: {error}");
+        manifest.functions[0].object = Some("ext4".to_owned());
+        manifest.functions[0].holes = vec![(1, 4).into()];
+        let error = admit(image, &manifest, &module).unwrap_err();
+        let is_named = matches!(&error, NotAdmitted::InModule { function, module } if function == "ipc_addid" && module == "ext4");
+        assert!(is_named, "{kernel}: {error}");
     }
 }
