@@ -219,7 +219,7 @@ fn empty(
             // It may have been switched out since.
             let there = |frame: &Frame| frame.address == Gva(met.rip) && !frame.behind_call;
             let running = Found::OnCpu { vcpu: met.vcpu.into() };
-            let stacks = || census.stacks.iter();
+            let stacks = || census.stacks();
             let stack = stacks().find(|stack| stack.frames.iter().any(there));
             let stack = stack.or_else(|| stacks().find(|stack| stack.found == running));
             (stack.map(|stack| format!("{} ({})", stack.task.comm, stack.task.pid)), left, census.clone())
