@@ -5,6 +5,7 @@
 
 mod elf;
 mod stock;
+pub mod stubs;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
