@@ -116,13 +116,15 @@ impl Kernel {
         Ok(Compilation { kernel: self, source, unit: unit.to_owned(), words, module })
     }
 
-    /// Makes the module `name` of what was kept of each file, in `folder`. Returns what was said.
+    /// Makes the module `name` of what was kept of each file, in `folder`, with room for redirected returns if it is to have `stubs`.
+    /// Returns what was said.
     pub(crate) fn make_module(
         &self,
         folder: &Path,
         name: &str,
         parts: &[String],
         namespaces: &[&str],
+        stubs: bool,
     ) -> Result<String, MakeError> {
         for (index, assembly) in parts.iter().enumerate() {
             let part = folder.join(skeleton::part(index));
@@ -130,7 +132,7 @@ impl Kernel {
             write(&part.with_extension("c"), &skeleton::part_source(index))?;
         }
         let main = folder.join(skeleton::MAIN).with_extension("c");
-        write(&main, &skeleton::main_source(namespaces))?;
+        write(&main, &skeleton::main_source(namespaces, stubs))?;
         write(&folder.join("Kbuild"), &skeleton::kbuild(name, parts.len()))?;
         let mut make = Command::new("make");
         make.arg("-C").arg(&self.headers).arg(format!("M={}", folder.display()));

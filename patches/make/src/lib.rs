@@ -109,7 +109,7 @@ pub fn make(kernel: &Kernel, tables: &Tables<'_>, request: &Request) -> Result<M
     let folder = scratch.path().join("module");
     let namespaces: BTreeSet<&str> = assembly.iter().flat_map(|text| exported.namespaces(text)).collect();
     let namespaces: Vec<&str> = namespaces.into_iter().collect();
-    let said = kernel.make_module(&folder, &request.module, &assembly, &namespaces)?;
+    let said = kernel.make_module(&folder, &request.module, &assembly, &namespaces, request.stubs)?;
     let module = read(&folder.join(format!("{}.ko", request.module)))?;
 
     let read = Module::read(&module)?;

@@ -24,6 +24,8 @@ pub struct Request {
     pub functions: Vec<String>,
     /// Functions whose code comes out different, too, and whose old code is as good.
     pub leave: Vec<String>,
+    /// Whether the module is to have room for redirected returns (`lucos_lup::module::stubs`).
+    pub stubs: bool,
 }
 
 impl Request {

@@ -93,6 +93,11 @@ impl File {
         Self { bytes: gcc_bytes(assembly, "s", "-c", &[]), assembly: assembly.to_owned() }
     }
 
+    /// Of a C file.
+    pub(crate) fn of_c(text: &str) -> Self {
+        Self { bytes: gcc_bytes(text, "c", "-c", &[]), assembly: String::new() }
+    }
+
     fn read(&self) -> object::File<'_> {
         object::File::parse(&*self.bytes).unwrap()
     }

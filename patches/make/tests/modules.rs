@@ -67,6 +67,7 @@ fn made_with(
         changes,
         functions: Vec::new(),
         leave: Vec::new(),
+        stubs: false,
     };
     change(&mut request);
     make(&kernel, &tables(), &request)
@@ -204,8 +205,14 @@ fn a_part_of_a_module_needs_its_symbols() {
 
     let kernel = Kernel::new(&small.headers(), &small.source(), Some("gcc")).unwrap();
     let changes = changes(&small.source(), &small.path("fix.patch")).unwrap();
-    let request =
-        Request { module: "m".into(), units: Vec::new(), changes, functions: Vec::new(), leave: Vec::new() };
+    let request = Request {
+        module: "m".into(),
+        units: Vec::new(),
+        changes,
+        functions: Vec::new(),
+        leave: Vec::new(),
+        stubs: false,
+    };
     let none = Tables { modules: [].into(), ..tables() };
     let said = make(&kernel, &none, &request).unwrap_err();
     assert!(matches!(&said, MakeError::NoModule { module, .. } if module == "small"), "{said}");

@@ -65,6 +65,9 @@ pub struct Make {
     /// Fill old code with traps once nobody is in it
     #[arg(long)]
     tombstones: bool,
+    /// What is done about threads that are in old code when it is applied
+    #[arg(long, value_name = "HOW", default_value = "watch")]
+    draining: How,
     /// The compiler [default: the one that the headers name]
     #[arg(long, value_name = "PROGRAM")]
     compiler: Option<String>,
@@ -82,6 +85,15 @@ enum Consistency {
     Quiescent,
 }
 
+/// The ways of docs/patch-format.md.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum How {
+    /// They are watched until the last has left
+    Watch,
+    /// Their return addresses are replaced, so that each leaving is noticed at once
+    Redirect,
+}
+
 /// Makes it, and shows what is in it, as `inspect` does.
 pub fn run(asked: &Make) -> Result<String, Failure> {
     let stock = Stock::read(&asked.kernel, &asked.ko)?;
@@ -93,6 +105,7 @@ pub fn run(asked: &Make) -> Result<String, Failure> {
         changes: asked.patch.as_deref().map_or(Ok(Vec::new()), |patch| changes(&asked.source, patch))?,
         functions: asked.function.clone(),
         leave: asked.leave.clone(),
+        stubs: asked.draining == How::Redirect,
     };
     let modules = stock.modules()?;
     let made = lucos_make::make(&kernel, &stock.tables(&modules), &request)?;
@@ -133,7 +146,10 @@ fn manifest(
                 Consistency::Quiescent => manifest::Consistency::Quiescent,
             },
             coexist_is_safe: asked.coexist_is_safe.clone(),
-            draining: Draining::Watch,
+            draining: match asked.draining {
+                How::Watch => Draining::Watch,
+                How::Redirect => Draining::Redirect,
+            },
             tombstones: asked.tombstones,
         },
         requires: asked.requires.clone(),
