@@ -12,6 +12,8 @@ pub struct Frame {
     pub behind_call: bool,
     /// Where on the stack the address is; `None` for what is in a vCPU's registers.
     pub slot: Option<Gva>,
+    /// The stub of a patch that is gone through on the way to the address ([`crate::x86::stub`]).
+    pub stub: Option<Gva>,
 }
 
 /// Registers as far as they are known in a frame.

@@ -134,6 +134,14 @@ impl Survey {
         Ok(())
     }
 
+    /// Forgets the stacks of `tasks`: somebody else than they has written to them.
+    pub fn forget(&mut self, tasks: impl IntoIterator<Item = Gva>) {
+        for task in tasks {
+            self.entries.remove(&task);
+            self.known = None;
+        }
+    }
+
     /// The code that the kernel had loaded when it was last looked at.
     pub fn loaded(&self) -> &Arc<Loaded> {
         &self.loaded

@@ -19,6 +19,7 @@ use crate::kernel::hooks::{self, HookTrampoline};
 use crate::kernel::running::Running;
 use crate::limits::{CENSUS_STEPS, FRAMES};
 use crate::steps::Steps;
+use crate::x86::stub;
 
 /// Where the user's registers are at the top of a stack: kernels that know FRED leave room for 16 bytes more.
 fn bottoms(top: Gva, registers: u64) -> [Gva; 2] {
@@ -63,7 +64,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             callee: None,
             saved: Saved::Vcpu(registers),
         };
-        let first = Frame { address: state.ip, behind_call: false, slot: None };
+        let first = Frame { address: state.ip, behind_call: false, slot: None, stub: None };
         self.walk(
             state,
             first,
@@ -107,7 +108,7 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             callee: None,
             saved: Saved::None,
         };
-        let first = Frame { address: ip, behind_call: !new, slot: Some(slot) };
+        let first = Frame { address: ip, behind_call: !new, slot: Some(slot), stub: None };
         let bounds = Bounds {
             cpu: None,
             task: Some(task.stack),
@@ -141,6 +142,9 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
         let before = Gva(state.ip.0.wrapping_sub(1));
         if !state.signal {
             return self.step_from(before, state, bounds);
+        }
+        if let Some(stub) = self.stub(stub::of_rip(state.ip)) {
+            return self.leave_stub(state, stub).map(Some);
         }
         // A vCPU stands where it stands; what has been interrupted may be in the hands of a probe.
         let interrupted = if matches!(state.saved, Saved::Vcpu(_)) {
@@ -216,9 +220,10 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
                 let slot = sp.wrapping_offset(-8);
                 let found = self.word(slot, bounds)?;
                 let ip = self.real_return(found, slot, bounds).ok_or(Doubt::Hooked { slot })?;
+                let (ip, stub) = self.behind_stub(ip);
                 *state = State { ip, sp, callee: Some(at), saved: Saved::None, ..*state };
                 self.check_call(ip, slot, at)?;
-                Frame { address: ip, behind_call: true, slot: Some(slot) }
+                Frame { address: ip, behind_call: true, slot: Some(slot), stub }
             }
             kind => {
                 // What the processor pushes is the end of `struct pt_regs`.
@@ -237,7 +242,8 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
                 };
                 let saved = if whole { Saved::Stack(start) } else { Saved::Partial(inner) };
                 *state = State { ip, sp: field(layout.rsp, bounds)?, callee: None, saved, ..*state };
-                Frame { address: ip, behind_call: false, slot: Some(start.wrapping_add(layout.rip)) }
+                let slot = Some(start.wrapping_add(layout.rip));
+                Frame { address: ip, behind_call: false, slot, stub: None }
             }
         };
         let bp_offset = i64::from(orc.bp_offset);
@@ -281,10 +287,34 @@ impl<'a, 'g, M: Memory> Unwinder<'a, 'g, M> {
             None if trampoline.restores && depth > 0 => self.word(slot, bounds)?,
             None => return Err(Doubt::Hooked { slot }),
         };
+        let (ip, stub) = self.behind_stub(ip);
         self.check_call(ip, slot, at)?;
         bounds.check(slot)?;
         *state = State { ip, sp, signal: false, callee: None, saved: Saved::None, ..*state };
-        Ok(Frame { address: ip, behind_call: true, slot: (depth > 0).then_some(slot) })
+        Ok(Frame { address: ip, behind_call: true, slot: (depth > 0).then_some(slot), stub })
+    }
+
+    /// Goes to the caller from a stub, which was come to by a return and leaves the stack as it is.
+    fn leave_stub(&self, state: &mut State, (_, to): (Gva, Gva)) -> Result<Frame, Doubt> {
+        self.check_call(to, state.sp.wrapping_offset(-8), state.ip)?;
+        *state = State { ip: to, signal: false, callee: None, saved: Saved::None, ..*state };
+        Ok(Frame { address: to, behind_call: true, slot: None, stub: None })
+    }
+
+    /// Where a return to `address` comes to in the end, and the stub that it goes through. What is said of a stub by the unwind table is
+    /// a copy of what is said of there.
+    fn behind_stub(&self, address: Gva) -> (Gva, Option<Gva>) {
+        match self.stub(stub::of_return(address)) {
+            Some((stub, to)) => (to, Some(stub)),
+            None => (address, None),
+        }
+    }
+
+    /// The stub that may be at `at`, and where it goes on to. Whoever has written these instructions into a module: that is what
+    /// they do.
+    fn stub(&self, at: Option<Gva>) -> Option<(Gva, Gva)> {
+        let at = at.filter(|at| matches!(self.code.kind(*at), CodeKind::Module(_)))?;
+        Some((at, stub::target(at, self.kernel.space().array(at).ok()?)?))
     }
 
     /// Where a return from `slot` leads to, where `found` is; `None` if a tracer has taken it over and no record says from where.

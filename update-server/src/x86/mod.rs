@@ -2,6 +2,7 @@
 
 pub mod branches;
 pub mod jump;
+pub mod stub;
 
 /// INT3 (Intel SDM vol. 2A, INT3). It stands on an instruction that has a probe, or is being rewritten by the kernel
 /// (`arch/x86/kernel/alternative.c`, `text_poke_bp_batch`), and between functions.
