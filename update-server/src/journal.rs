@@ -74,7 +74,7 @@ pub struct Journal {
 }
 
 /// Bytes of an edit that are in one page.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Piece {
     at: Gva,
     place: Gpa,
@@ -111,6 +111,17 @@ impl Journal {
                 done += len;
             }
         }
+        Self::apart(pieces)
+    }
+
+    /// These and `more`, which are checked now.
+    pub fn with(&self, more: &[Edit], space: &AddressSpace<'_, impl Memory>) -> Result<Self, JournalError> {
+        let more = Self::check(space, more)?.pieces;
+        Self::apart(self.pieces.iter().cloned().chain(more).collect())
+    }
+
+    /// Of pieces that must not overlap.
+    fn apart(mut pieces: Vec<Piece>) -> Result<Self, JournalError> {
         // By where they are in RAM: one page may be mapped at two addresses.
         pieces.sort_by_key(|piece: &Piece| piece.place);
         let overlap = pieces.windows(2).find(|pair| pair[0].end() > pair[1].place.0);

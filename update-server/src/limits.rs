@@ -123,6 +123,9 @@ pub const PATCH_RELOCATIONS: usize = 1 << 20;
 /// Functions that the guest has live-patched by itself: a distributor's patches change some hundred.
 pub const LIVEPATCHES: usize = bound(4096, 8);
 
+/// Frames whose return is redirected at a time: as many as a module has stubs.
+pub const REDIRECTED: usize = lucos_lup::module::stubs::COUNT;
+
 /// Patches of one guest. A distributor makes some fifty in the life of a kernel.
 pub const PATCHES: usize = 256;
 

@@ -142,7 +142,7 @@ fn compare(
 }
 
 /// The text that begins at `start` with what patches have written there.
-fn with_patches(original: &[u8], start: Gva, written: &[Written]) -> Vec<u8> {
+pub(crate) fn with_patches(original: &[u8], start: Gva, written: &[Written]) -> Vec<u8> {
     let mut text = original.to_vec();
     for Written { at, bytes } in written {
         for (byte, at) in bytes.iter().zip(at.0..) {

@@ -109,13 +109,20 @@ fn a_patch_for_another_kernel_or_of_another_code_is_refused() {
         assert!(matches!(error, NotAdmitted::Module(ModuleError::Malformed(_))), "{kernel}: {error}");
         let error = refused(&|manifest| manifest.module.symbols[0].source = symbol("no_such_symbol"));
         assert!(matches!(error, NotAdmitted::Module(ModuleError::Symbol { .. })), "{kernel}: {error}");
-        for change in [
-            (&|manifest: &mut Manifest| manifest.policy.consistency = manifest::Consistency::PerTask)
-                as &dyn Fn(&mut Manifest),
-            &|manifest| manifest.policy.draining = Draining::Redirect,
-        ] {
-            let error = refused(change);
-            assert!(matches!(error, NotAdmitted::NotBuilt { .. }), "{kernel}: {error}");
+        let error = refused(&|manifest| manifest.policy.consistency = manifest::Consistency::PerTask);
+        assert!(matches!(error, NotAdmitted::NotBuilt { .. }), "{kernel}: {error}");
+        // Redirected returns need stubs, each as it must be.
+        let mut told = manifest(image);
+        told.policy.draining = Draining::Redirect;
+        assert!(admit(image, &told, &module).unwrap().redirect, "{kernel}");
+        let stub =
+            module.windows(8).position(|bytes| bytes == [0x90, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc]);
+        let name = module.windows(11).position(|bytes| bytes == b"lucos_stubs");
+        for at in [stub.unwrap() + 1, name.unwrap()] {
+            let mut other = module.clone();
+            other[at] ^= 1;
+            let error = admit(image, &told, &other).unwrap_err();
+            assert!(matches!(error, NotAdmitted::NoStubs { .. }), "{kernel}: {error}");
         }
     }
 }

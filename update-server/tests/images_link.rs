@@ -34,7 +34,7 @@ fn what_the_guest_has_loaded_is_told_from_what_it_has_not() {
         }
         let compare = || {
             let kernel = Running::find(&model, &guest, guest.vcpus()).unwrap();
-            module.compare(&kernel, &at, &resolve)
+            module.compare(&kernel, &at, &resolve, &[])
         };
         assert_eq!(compare(), Ok(()), "{name}");
         let text = &module.text(&at).unwrap()[0];

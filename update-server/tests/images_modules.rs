@@ -84,6 +84,7 @@ impl<'p> Bench<'p> {
             requires: Vec::new(),
             consistency: Consistency::Coexist,
             tombstones: false,
+            redirect: false,
         }
     }
 

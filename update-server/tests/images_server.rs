@@ -70,6 +70,7 @@ impl Bench<'_> {
             requires: Vec::new(),
             consistency: Consistency::Coexist,
             tombstones: false,
+            redirect: false,
         }
     }
 

@@ -4,6 +4,7 @@
 //! of an entry were rearranged in 6.4; how they lie is read from the kernel's own types.
 
 use std::fmt;
+use std::ops::Range;
 
 use super::ImageError;
 use super::btf::Btf;
@@ -236,6 +237,20 @@ impl OrcTable {
     /// The first and the last address that there is an entry for.
     pub fn range(&self) -> Option<(Gva, Gva)> {
         Some((*self.addresses.first()?, *self.addresses.last()?))
+    }
+
+    /// The number of the entry that is for the instructions in `text`, and for no others.
+    pub(crate) fn only(&self, text: &Range<Gva>) -> Option<usize> {
+        let behind = self.addresses.partition_point(|&address| address <= text.start);
+        let index = behind.checked_sub(1)?;
+        let is_it = self.addresses[index] == text.start && self.addresses.get(behind) == Some(&text.end);
+        is_it.then_some(index)
+    }
+
+    /// The bytes of the entry for an instruction, as [`OrcTable::entry`] finds it.
+    pub(crate) fn raw(&self, at: Gva) -> Option<[u8; ENTRY]> {
+        let behind = self.addresses.partition_point(|&address| address <= at);
+        self.entries[behind.checked_sub(1)? * ENTRY..].first_chunk().copied()
     }
 
     /// The entry for an instruction: the last one at its address or before. The one for a return address is that of the

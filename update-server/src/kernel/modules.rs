@@ -60,6 +60,12 @@ impl Module {
         &self.mark.init_text
     }
 
+    /// Where the address and the entry number `index` of its unwind table are.
+    pub(crate) fn orc_entry(&self, index: usize) -> (Gva, Gva) {
+        let behind = |start: Gva, bytes: usize| start.wrapping_add((index * bytes) as u64);
+        (behind(self.mark.orc_addresses, 4), behind(self.mark.orc_entries, OrcTable::ENTRY))
+    }
+
     /// Whether `other` is the same module, perhaps at another time; one that was loaded in its place since may look like it.
     pub fn is(&self, other: &Self) -> bool {
         (&self.name, self.address(), self.text()) == (&other.name, other.address(), other.text())

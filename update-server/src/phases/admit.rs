@@ -45,6 +45,15 @@ pub enum NotAdmitted {
         /// Its module.
         module: String,
     },
+    /// Its module cannot redirect returns.
+    #[error(
+        "the patch wants return addresses redirected, and its module has no room for that: {why}; make it with `lucos-patch make \
+         --draining redirect`, or set policy.draining to \"watch\""
+    )]
+    NoStubs {
+        /// What is wrong with it.
+        why: String,
+    },
     /// A function cannot be made to jump, or not be filled.
     #[error(transparent)]
     NoPlace(#[from] NoPlace),
@@ -80,10 +89,11 @@ pub fn admit(image: &Image, manifest: &Manifest, module: &[u8]) -> Result<Patch,
         manifest::Consistency::Quiescent => Consistency::Quiescent,
         manifest::Consistency::PerTask => return Err(NotAdmitted::NotBuilt { what: "the policy per-task" }),
     };
-    if manifest.policy.draining == Draining::Redirect {
-        return Err(NotAdmitted::NotBuilt { what: "redirected return addresses" });
-    }
     let module = PatchModule::read(module)?;
+    let redirect = manifest.policy.draining == Draining::Redirect;
+    if redirect {
+        module.check_stubs().map_err(|why| NotAdmitted::NoStubs { why })?;
+    }
     let functions = manifest.functions.iter().map(|function| replacement(image, function));
     let functions = functions.collect::<Result<Vec<_>, _>>()?;
     for function in &functions {
@@ -100,6 +110,7 @@ pub fn admit(image: &Image, manifest: &Manifest, module: &[u8]) -> Result<Patch,
         requires: manifest.requires.iter().map(ToString::to_string).collect(),
         consistency,
         tombstones: manifest.policy.tombstones,
+        redirect,
     })
 }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use lucos_lup::module::stubs;
 use object::LittleEndian;
 use object::elf::{
     EM_X86_64, ET_REL, FileHeader64, R_X86_64_32, R_X86_64_32S, R_X86_64_64, R_X86_64_NONE, R_X86_64_PC32,
@@ -20,6 +21,7 @@ use crate::image::{AlternativeLayout, CODE, SiteKind, Sites, Table};
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
 use crate::limits::{PATCH_MODULE_BYTES, PATCH_RELOCATIONS, PATCH_SECTIONS, PATCH_SYMBOLS};
+use crate::text_check::{Written, with_patches};
 
 const LE: LittleEndian = LittleEndian;
 
@@ -253,17 +255,19 @@ impl PatchModule {
         parts.filter_map(|symbol| range(symbol).transpose()).collect()
     }
 
-    /// Compares the guest's copy with this one, linked for `at`. Only where the module's own tables say so may it differ.
+    /// Compares the guest's copy with this one, linked for `at`, in which the host has `written` something since. Only where the
+    /// module's own tables say so may it differ.
     pub fn compare(
         &self,
         kernel: &Running<'_, impl Memory>,
         at: &BTreeMap<String, Gva>,
         resolve: &dyn Fn(&str) -> Option<Gva>,
+        written: &[Written],
     ) -> Result<(), ModuleError> {
         let sites = self.sites(kernel, at, resolve)?;
         for section in self.sections.iter().filter(|section| section.is_compared()) {
             let start = section.start(at)?;
-            let expected = self.linked(section, at, resolve)?;
+            let expected = with_patches(&self.linked(section, at, resolve)?, start, written);
             let mut found = vec![0; expected.len()];
             kernel.space().read(start, &mut found)?;
             let bytes = (0_u64..).zip(found.iter().zip(&expected));
@@ -365,6 +369,27 @@ impl PatchModule {
             let bytes = self.file[section.bytes.clone()].get(offset..)?;
             (!bytes.is_empty()).then(|| bytes[..bytes.len().min(CODE)].to_vec())
         })
+    }
+
+    /// Whether it has room for redirected returns, as [`lucos_lup::module::stubs`] says; why not, if not.
+    pub fn check_stubs(&self) -> Result<(), String> {
+        let section = self.sections.iter().find(|section| section.name == stubs::SECTION);
+        let section = section.ok_or_else(|| format!("it has no section {}", stubs::SECTION))?;
+        let bytes = &self.file[section.bytes.clone()];
+        let is_ours = section.is_code() && section.is_compared() && section.relocations.is_empty();
+        let (stubs, rest) = bytes.as_chunks();
+        let is_empty = stubs.len() == stubs::COUNT && stubs.iter().all(|stub| *stub == stubs::EMPTY);
+        // Another section must not begin in what is one stub's.
+        if is_ours && is_empty && !rest.is_empty() {
+            return Ok(());
+        }
+        Err(format!("its section {} is not as it must be", stubs::SECTION))
+    }
+
+    /// Where that is, if there is any.
+    pub fn stubs(&self, at: &BTreeMap<String, Gva>) -> Option<Gva> {
+        let has = self.check_stubs().is_ok();
+        at.get(stubs::SECTION).copied().filter(|start| has && start.0.is_multiple_of(stubs::BYTES as u64))
     }
 
     /// Where its code is, for those that stay.

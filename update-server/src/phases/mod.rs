@@ -9,6 +9,7 @@
 //! | [`quiet`] | whether the guest is changing its text at this moment |
 //! | [`stack_check`] | who is in the code that is replaced |
 //! | [`rewrite`] | which bytes change |
+//! | [`redirect`] | who tells the host by himself that he leaves |
 //! | [`drain`] | whether the last has left the code that was replaced |
 //! | [`tombstones`] | what of that code can be filled with traps then |
 
@@ -21,6 +22,7 @@ pub mod object;
 pub mod place;
 mod probed;
 pub mod quiet;
+pub mod redirect;
 pub mod rewrite;
 pub mod stack_check;
 pub mod tombstones;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::place::{OldFunction, Position};
 use crate::addr::Gva;
-use crate::census::{Census, Code, CodeKind, Loaded, Outcome, Stack, Task};
+use crate::census::{Census, Code, CodeKind, Frame, Loaded, Outcome, Stack, Task};
 use crate::guest::Memory;
 use crate::kernel::running::Running;
 
@@ -38,6 +38,14 @@ impl Watched {
         };
         matches!(position, Position::Under | Position::Inside).then_some((function, position))
     }
+
+    /// Its name, if it is code with the stub in it that `frame` is come back to by.
+    fn stub_of(&self, frame: &Frame) -> Option<&str> {
+        match self {
+            Self::Code(name, text) => text.contains(&frame.stub?).then_some(name),
+            Self::Function(_) => None,
+        }
+    }
 }
 
 /// A frame in such code.
@@ -53,6 +61,28 @@ pub struct Holder {
     pub slot: Option<Gva>,
     /// [`Position::Under`] or [`Position::Inside`].
     pub position: Position,
+    /// How the frame is left; `None` if that is on none of the task's own stack.
+    pub leave: Option<Leave>,
+}
+
+impl Holder {
+    /// The stub by which the host is told that it has left.
+    pub fn stub(&self) -> Option<Gva> {
+        self.leave?.stub
+    }
+}
+
+/// How a frame is left: by a return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leave {
+    /// Where on its task's stack the return address is.
+    pub slot: Gva,
+    /// Where that leads to.
+    pub to: Gva,
+    /// The stub of a patch that is gone through on the way.
+    pub stub: Option<Gva>,
+    /// Whether another one may be put there: the frame is that of a call, and nothing on the stack is in doubt.
+    pub certain: bool,
 }
 
 /// What a census says.
@@ -86,28 +116,52 @@ impl Presence {
                 let task = &stack.task;
                 presence.doubts.push(format!("{} ({}): {doubt}", task.comm, task.pid));
             }
-            for frame in &stack.frames {
+            for (index, frame) in stack.frames.iter().enumerate() {
                 let at = code.as_ref().map_or(frame.address, |code| original(code, frame.address));
-                let found =
-                    watched.iter().find_map(|watched| watched.position(kernel, at, frame.behind_call));
-                if let Some((function, position)) = found {
-                    presence.holders.push(Holder {
-                        task: stack.task.clone(),
-                        function: function.to_owned(),
-                        address: frame.address,
-                        slot: frame.slot,
-                        position,
-                    });
-                }
+                let here = watched.iter().find_map(|watched| watched.position(kernel, at, frame.behind_call));
+                let (found, way) = match here {
+                    Some(found) => (found, stack.frames.get(index + 1)),
+                    // It is elsewhere, and what it has called comes back to it through watched code.
+                    None if !presence.has_way(stack, frame) => {
+                        match watched.iter().find_map(|watched| watched.stub_of(frame)) {
+                            Some(name) => ((name, Position::Inside), Some(frame)),
+                            None => continue,
+                        }
+                    }
+                    None => continue,
+                };
+                presence.holders.push(Holder {
+                    task: stack.task.clone(),
+                    function: found.0.to_owned(),
+                    address: frame.address,
+                    slot: frame.slot,
+                    position: found.1,
+                    leave: way.and_then(|way| leave(kernel, stack, frame, way)),
+                });
             }
         }
         presence
+    }
+
+    /// Whether the stub before `frame` is known as the way of the frame that was found last.
+    fn has_way(&self, stack: &Stack, frame: &Frame) -> bool {
+        let last = self.holders.last().filter(|last| last.task.address == stack.task.address);
+        last.is_some_and(|last| last.stub().is_some() && last.stub() == frame.stub)
     }
 
     /// The first that is under a jump.
     pub fn under(&self) -> Option<&Holder> {
         self.holders.iter().find(|holder| holder.position == Position::Under)
     }
+}
+
+/// How `frame` is left, which is by the return to `way`: the frame behind it, or itself if a stub is still before it.
+fn leave<M: Memory>(kernel: &Running<'_, M>, stack: &Stack, frame: &Frame, way: &Frame) -> Option<Leave> {
+    let slot = way.slot.filter(|_| way.behind_call)?;
+    // Interrupts and exceptions have other stacks, which are not their tasks'.
+    let within = slot.offset_from(stack.task.stack)?;
+    let certain = frame.behind_call && frame.slot.is_some() && stack.outcome == Outcome::Complete;
+    (within < kernel.model().stack_bytes).then_some(Leave { slot, to: way.address, stub: way.stub, certain })
 }
 
 /// Code that is watched from before a pause on: what was known of stacks then is not looked at again.

@@ -31,7 +31,8 @@ impl UpdateServer {
             return not_now(NotNow::Livepatched { function: function.old.name.clone() });
         }
         functions.iter().try_for_each(|function| unloaded::is_live(&function.old, loaded))?;
-        patch.module.compare(kernel, sections, &|name| linked.get(name).copied())?;
+        let written = self.entry(*id)?.stubs_at(sections).text();
+        patch.module.compare(kernel, sections, &|name| linked.get(name).copied(), &written)?;
         let mut edits = Vec::new();
         for Switched { old, to, .. } in functions {
             let from = self.target(old.key(kernel));

@@ -8,6 +8,10 @@
 //! Around `apply`: [`UpdateServer::link`] makes of the patch's module what the guest is to load, and [`UpdateServer::prepare`] finds and
 //! checks in the guest what can be before it stands still; so does [`UpdateServer::prepare_return`] for `roll_back`.
 //!
+//! Those who are in old code when a patch is applied can be made to say when they leave it, if the patch wants that: by a write to
+//! [`crate::x86::stub::PORT`] from a stub, which the embedder tells by the vCPU's RIP. [`UpdateServer::waiting`] names the stubs, and
+//! [`UpdateServer::passed`] is told.
+//!
 //! Patches of one function form a stack: the function jumps to what the last one brought. One further down can go without
 //! anything changing in the guest.
 
@@ -15,6 +19,7 @@ mod changes;
 mod checked;
 mod patch;
 mod prepared;
+mod redirected;
 mod refusal;
 mod tombstones;
 mod unloaded;
@@ -33,6 +38,7 @@ use crate::guest::{Memory, Paused};
 use crate::kernel::running::Running;
 use crate::limits::PATCHES;
 use crate::phases::place::OldFunction;
+use crate::phases::redirect::Stubs;
 use crate::phases::rewrite;
 use crate::phases::stack_check::{Presence, Watched};
 use crate::text_check::Written;
@@ -52,6 +58,8 @@ struct Entry {
     unloaded: Vec<String>,
     /// Whether somebody has met a tombstone of it.
     disturbed: bool,
+    /// What was made of its module's stubs, where `sections` says that it is.
+    stubs: Stubs,
 }
 
 /// A function that jumps to a new one, unless another patch has come on top.
@@ -93,6 +101,7 @@ impl UpdateServer {
             switched: Vec::new(),
             unloaded: Vec::new(),
             disturbed: false,
+            stubs: Stubs::default(),
         };
         self.patches.insert(id, entry);
         Ok(id)
@@ -129,6 +138,7 @@ impl UpdateServer {
             entry.linked = None;
             entry.sections = None;
             entry.switched.clear();
+            entry.stubs = Stubs::default();
         }
     }
 
@@ -163,8 +173,11 @@ impl UpdateServer {
         if let Some(holder) = presence.under() {
             return not_now(NotNow::Under { holder: Box::new(holder.clone()) });
         }
-        let presence = by_policy(patch.consistency, presence)?;
-        journal.commit(guest)?;
+        let mut presence = by_policy(patch.consistency, presence)?;
+        self.believe(&mut presence);
+        let stubs = self.entry(*id)?.stubs_at(sections);
+        let plan = patch.redirect(&stubs, kernel, census, &presence, sections);
+        journal.with(&plan.edits, kernel.space())?.commit(guest)?;
         self.revision += 1;
         for Switched { old, to, .. } in functions {
             self.jumps.entry(old.key(kernel)).or_default().push((*id, *to));
@@ -175,6 +188,8 @@ impl UpdateServer {
             entry.sections = Some(Arc::clone(sections));
             entry.switched.clone_from(functions);
             entry.unloaded.clear();
+            entry.stubs = stubs;
+            entry.stubs.take(plan, &mut presence);
         }
         Ok(presence)
     }
@@ -207,8 +222,12 @@ impl UpdateServer {
             anew = self.changes_to_roll_back(prepared, kernel, &census.loaded)?;
             &anew
         };
-        let presence = by_policy(entry.patch.consistency, presence)?;
-        journal.commit(guest)?;
+        let mut presence = by_policy(entry.patch.consistency, presence)?;
+        self.believe(&mut presence);
+        let nowhere = Arc::default();
+        let sections = entry.sections.as_ref().unwrap_or(&nowhere);
+        let plan = entry.patch.redirect(&entry.stubs, kernel, census, &presence, sections);
+        journal.with(&plan.edits, kernel.space())?.commit(guest)?;
         self.revision += 1;
         for stack in self.jumps.values_mut() {
             stack.retain(|(owner, _)| *owner != id);
@@ -218,6 +237,7 @@ impl UpdateServer {
         if let Some(entry) = self.patches.get_mut(&id) {
             entry.state = State::Ready;
             entry.switched.clear();
+            entry.stubs.take(plan, &mut presence);
         }
         Ok(presence)
     }
@@ -239,7 +259,9 @@ impl UpdateServer {
             }
             State::Ready | State::Gone => Self::brought(entry),
         };
-        Ok(Presence::of(kernel, census, &watched))
+        let mut presence = Presence::of(kernel, census, &watched);
+        self.believe(&mut presence);
+        Ok(presence)
     }
 
     /// The code that a patch takes the place of: the kernel's functions, and what patches below it have brought for them.

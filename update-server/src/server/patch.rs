@@ -104,6 +104,8 @@ pub struct Patch {
     pub consistency: Consistency,
     /// Whether the functions that it replaces, all of the image, are to be filled with traps once nobody is in them.
     pub tombstones: bool,
+    /// Whether the returns of those who are in code on its way out are redirected, where that is possible.
+    pub redirect: bool,
 }
 
 impl Patch {

@@ -24,10 +24,15 @@ const char *name_of(int i) { return names[i & 1]; }
 int replaced(int x) { counter += x; return table[x & 1](x) + helper(x) + name_of(x)[0]; }
 __asm__(".section .return_sites,\"a\"\n.long .Lplace - .\n.previous\n"
         ".section .text\n.Lplace: jmp outside\n.previous\n");
+__asm__(".section .text.lucos_stubs,\"ax\"\n.balign 8\n"
+        ".rept 256\nnop\n.fill 7,1,0xcc\n.endr\nud2\n.previous\n");
 "#;
 
 const OUTSIDE: Gva = Gva(0xffff_ffff_8100_1234);
 const COUNTER: Gva = Gva(0xffff_ffff_8200_5678);
+
+/// Where its stubs are: in the text of the small guest's own module.
+pub(crate) const STUBS: Gva = Gva(0xffff_ffff_c000_0400);
 
 fn run(program: &str, arguments: &[&str], folder: &Path) {
     let output = Command::new(program).args(arguments).current_dir(folder).output().unwrap();
@@ -53,6 +58,7 @@ pub(crate) fn linked_by_others(folder: &Path) -> (BTreeMap<String, Gva>, Vec<Lin
     run("cc", &[flags.split(' ').collect::<Vec<_>>(), vec!["patch.c", "-o", "patch.o"]].concat(), folder);
     let places = [
         (".text", 0xffff_ffff_c000_8000),
+        (".text.lucos_stubs", STUBS.0),
         (".rodata", 0xffff_ffff_c000_9000),
         (".rodata.str1.1", 0xffff_ffff_c000_a000),
         (".data", 0xffff_ffff_c000_b000),
