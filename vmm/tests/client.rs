@@ -164,7 +164,7 @@ fn every_verb_prints_for_people_and_for_programs() {
         ),
         ("text-check", "  __mcount_loc        2 sites        10 bytes\ndiffering for no known reason:"),
         ("text-check", "  schedule+0x10/0x20: cc instead of 90"),
-        ("list", "  1  one  closed for new calls, 1 thread in old code\n"),
+        ("list", "  1  one  closed for new calls, 1 thread in old code (redirected)\n"),
         ("status", "taint      4096: a module from outside its source was loaded\npatch 1    one: mends"),
         ("status", "       17 sleepy, in do_sys_poll for 5 s\n            schedule+0x10/0x20\n"),
         ("power-button", "the guest decides"),

@@ -85,6 +85,11 @@ impl KnownStacks {
         self.survey.census()
     }
 
+    /// Forgets the stacks of `tasks`, which the host has written to.
+    pub fn forget(&mut self, tasks: impl IntoIterator<Item = Gva>) {
+        self.survey.forget(tasks);
+    }
+
     /// The code that the kernel has loaded, as of then.
     pub fn loaded(&self) -> &Arc<Loaded> {
         self.survey.loaded()

@@ -19,7 +19,7 @@ use crate::control::model::{
 };
 use crate::control::{ControlError, MachineControl};
 use crate::inspect::{self, GuestBytes, InspectError, Inspector, StillGuest};
-use crate::update::{Access, Board, Deadline, Updates};
+use crate::update::{Access, Board, Deadline, StubExits, Updates};
 
 /// What is known without asking the instance.
 #[derive(Debug)]
@@ -81,6 +81,11 @@ impl Controller {
         let mut status = self.lock();
         status.state = MachineState::Running;
         status.instance = Some(Arc::clone(instance));
+    }
+
+    /// What vCPUs see of those who leave old code; of no use where nobody owns patches.
+    pub(super) fn stubs(&self) -> Arc<StubExits> {
+        self.updates.as_ref().map(|updates| Arc::clone(updates.stubs())).unwrap_or_default()
     }
 
     /// Cuts requests off from the instance: waits for the one under way, refuses the next. Does nothing, and

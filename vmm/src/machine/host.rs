@@ -15,6 +15,7 @@ use crate::config::{MachineSpec, SerialSpec};
 use crate::console::{AgentSocket, ConsoleCommands, ConsoleInput, OutputQueue, RawTerminal};
 use crate::control::{ControlServer, MachineControl};
 use crate::device::serial::{SerialSink, Uart};
+use crate::update::StubExits;
 use crate::vcpu::Tombstones;
 
 /// The host's side of a machine.
@@ -23,6 +24,7 @@ pub(super) struct HostSide {
     agent: Arc<Uart>,
     link: Arc<AgentLink>,
     tombstones: Arc<Tombstones>,
+    stubs: Arc<StubExits>,
     output: Option<Arc<OutputQueue>>,
     // Dropped in this order: input first, so that nothing writes to a UART whose machine is gone; the
     // terminal last, when nothing prints any more.
@@ -87,6 +89,7 @@ impl HostSide {
             agent,
             link: Arc::clone(link),
             tombstones,
+            stubs: controller.stubs(),
             output,
             _input: input,
             _api: api,
@@ -102,6 +105,10 @@ impl HostSide {
 
     pub(super) fn agent(&self) -> &Arc<Uart> {
         &self.agent
+    }
+
+    pub(super) fn stubs(&self) -> &Arc<StubExits> {
+        &self.stubs
     }
 
     pub(super) fn link(&self) -> &Arc<AgentLink> {

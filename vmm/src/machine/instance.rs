@@ -152,6 +152,7 @@ impl Instance {
             pci: Arc::new(PciBus::new()),
             hypercalls,
             tombstones: Arc::clone(host.tombstones()),
+            stubs: Arc::clone(host.stubs()),
         };
         let power = events.power();
         for (port, uart) in [(COM1, host.console()), (COM2, host.agent())] {

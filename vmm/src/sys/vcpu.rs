@@ -12,10 +12,14 @@ use kvm_bindings::{
     KVM_EXIT_SHUTDOWN, KVM_RUN_X86_SMM, kvm_run,
 };
 use kvm_ioctls::{Error as KvmErrno, VcpuFd};
+use update_server::x86::stub;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::kvm::GuestVm;
 use crate::vcpu::{TOMBSTONE_PORT, VmExit};
+
+/// The port that stubs write to.
+const STUBS: u16 = stub::PORT as u16;
 
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs; null in every other thread.
@@ -208,6 +212,7 @@ impl Attached<'_> {
             return match self.decode_io() {
                 VmExit::PortIn { port: lucos_abi::PORT, size: 4, data: [_, _, _, _] } => VmExit::Hypercall,
                 VmExit::PortIn { port: TOMBSTONE_PORT, size: 4, data: [_, _, _, _] } => VmExit::Tombstone,
+                VmExit::PortOut { port: STUBS, size: 1, data: &[value] } => VmExit::Stub { value },
                 other => other,
             };
         }

@@ -43,7 +43,8 @@ pub(super) fn look(
     })?;
     let (presence, census) = match found(presence)? {
         // What is in doubt of a guest that runs is of no interest as long as somebody is there for certain.
-        Presence { holders, .. } if !holders.is_empty() => {
+        // Nor is who is there for certain, when all have told that they leave: somebody may be half-way.
+        Presence { holders, .. } if !holders.is_empty() && !draining.is_over() => {
             (Presence { holders, doubts: Vec::new() }, known.census())
         }
         _ => {

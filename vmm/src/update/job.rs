@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use update_server::addr::Gva;
 use update_server::kernel::generation::Generation;
 use update_server::phases::drain::Draining;
 use update_server::server::PatchId;
@@ -11,6 +12,8 @@ use crate::control::model::{HolderInfo, PatchInfo, PatchState};
 
 /// Between two looks at those who are left: at first, and when nothing changes.
 const LOOK_FIRST: Duration = Duration::from_millis(50);
+/// The same while all who are left tell by themselves that they leave: it is for tasks that end without that, as after an oops.
+const LOOK_TOLD: Duration = Duration::from_mins(1);
 /// See [`LOOK_FIRST`]. Whoever has left is noticed this late at most; a look costs the host some microseconds for each.
 const LOOK_LAST: Duration = Duration::from_secs(5);
 /// Between two tries to switch: at first, and after many. Each stops the guest for a moment.
@@ -90,6 +93,16 @@ impl Looks {
         Self { due: Instant::now() + LOOK_FIRST, pause: LOOK_FIRST }
     }
 
+    /// The first one soon if somebody must be looked at.
+    pub(super) fn of(draining: &Draining) -> Self {
+        if draining.is_watched() { Self::begin() } else { Self::begin().told() }
+    }
+
+    /// As long as all tell by themselves that they leave.
+    pub(super) fn told(self) -> Self {
+        Self { due: Instant::now() + LOOK_TOLD, ..self }
+    }
+
     /// The next one, later than the last if that has seen nothing new.
     pub(super) fn next(self, news: bool) -> Self {
         let pause = if news { LOOK_FIRST } else { (self.pause * 2).min(LOOK_LAST) };
@@ -121,6 +134,9 @@ pub(super) struct Job {
     pub(super) draining: Draining,
     /// Bytes of old code that are filled with traps.
     pub(super) tombstones: usize,
+    /// How often it was looked at who is left, and how many have told by themselves that they leave, since functions were switched.
+    pub(super) looks: u32,
+    pub(super) told: u32,
     step: Step,
     since: Instant,
     holders: Vec<HolderInfo>,
@@ -145,6 +161,8 @@ impl Job {
             paused_us: 0,
             draining: Draining::default(),
             tombstones: 0,
+            looks: 0,
+            told: 0,
             step,
             since: Instant::now(),
             holders: Vec::new(),
@@ -213,6 +231,28 @@ impl Job {
         (self.draining, self.seen, self.holders) = (draining, seen, shown);
     }
 
+    /// Somebody has come through the stub at `stub`. If he was the last here, that is confirmed at once.
+    pub(super) fn passed(&mut self, stub: Gva) {
+        let places = self.draining.passed(stub);
+        for place in places.iter().rev().copied() {
+            // Those whose names could not be read are not shown.
+            if place < self.seen.len() && place < self.holders.len() {
+                self.holders.remove(place);
+                self.seen.remove(place);
+            }
+        }
+        let (Step::Draining(looks) | Step::Leaving(looks)) = &mut self.step else { return };
+        if places.is_empty() {
+            return;
+        }
+        self.told += 1;
+        if self.draining.is_over() {
+            *looks = Looks { due: Instant::now(), pause: LOOK_FIRST };
+        } else if !self.draining.is_watched() {
+            *looks = looks.told();
+        }
+    }
+
     /// All that is to be shown.
     pub(super) fn info(&self) -> PatchInfo {
         let mut holders = self.holders.clone();
@@ -238,6 +278,9 @@ impl Job {
             attempts: self.attempts,
             paused_us: self.paused_us,
             tombstones: self.tombstones as u64,
+            redirected: u32::try_from(self.draining.redirected()).unwrap_or(u32::MAX),
+            told: self.told,
+            looks: self.looks,
             holders,
             doubts: self.draining.doubts().to_vec(),
         }

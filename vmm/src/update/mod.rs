@@ -14,6 +14,7 @@
 //! | `job.rs` | one patch on its way |
 //! | `linking.rs` | what a patch and the guest's modules have to do with each other |
 //! | `switch.rs` | one try to apply a patch or to roll it back |
+//! | `stubs.rs` | what vCPUs see of frames that tell the host by themselves that they leave |
 //! | `tombstones.rs` | old code that is filled with traps, and emptied when somebody comes to one |
 //! | `drain.rs` | the wait for those who are left in old code |
 //! | `board.rs` | what everybody may read of it |
@@ -27,6 +28,7 @@ mod keys;
 mod linking;
 mod owner;
 mod steps;
+mod stubs;
 mod switch;
 mod tombstones;
 mod updates;
@@ -36,5 +38,6 @@ pub use admission::Admitted;
 pub use board::Board;
 pub use keys::{KeyFileError, read_keys};
 pub use owner::Owner;
+pub use stubs::StubExits;
 pub use switch::Deadline;
 pub use updates::{Inbox, Updates};

@@ -119,6 +119,10 @@ impl Owner {
                 self.meet();
                 self.publish();
             }
+            Event::Stubs => {
+                self.hear_stubs();
+                self.publish();
+            }
             Event::Check(reply) => {
                 self.check();
                 let _ = reply.send(());
@@ -347,6 +351,7 @@ impl Owner {
     /// The kernel that all was done in is gone.
     pub(super) fn gone(&mut self, why: &str) {
         self.server.kernel_is_gone();
+        self.inbox.updates.stubs().watch(Vec::new());
         self.alleged.clear();
         self.asked.clear();
         for job in self.jobs.values_mut().filter(|job| job.is_in_guest()) {

@@ -58,16 +58,8 @@ impl Owner {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let applying = job.state() == PatchState::Applying;
         let direction = if applying { Direction::Apply(&job.admitted.module) } else { Direction::RollBack };
-        let tombstones = self.inbox.updates.tombstones();
-        let answer = switch::attempt(
-            &*self.access,
-            &mut self.server,
-            tombstones,
-            id,
-            &job.generation,
-            direction,
-            alleged,
-        );
+        let (access, server, updates) = (&*self.access, &mut self.server, &self.inbox.updates);
+        let answer = switch::attempt(access, server, id, &job.generation, direction, alleged, updates);
         let (outcome, paused_us) = answer.unwrap_or_else(|error| {
             (Tried::NotNow { why: error.to_string(), holders: Vec::new(), census: None }, 0)
         });
@@ -88,14 +80,14 @@ impl Owner {
                     paused_us,
                     "functions are switched"
                 );
-                job.paused_us = paused_us;
+                (job.paused_us, job.looks, job.told) = (paused_us, 0, 0);
                 let shown = drain::shown(&*self.access, &job.generation, &census, &presence.holders);
                 let draining = Draining::of(presence);
                 let step = match (applying, draining.is_over()) {
                     (true, true) => closed(&self.server, job),
-                    (true, false) => Step::Draining(Looks::begin()),
+                    (true, false) => Step::Draining(Looks::of(&draining)),
                     (false, true) => Step::Resident,
-                    (false, false) => Step::Leaving(Looks::begin()),
+                    (false, false) => Step::Leaving(Looks::of(&draining)),
                 };
                 let over = draining.is_over();
                 job.go(step, None);
@@ -139,6 +131,17 @@ impl Owner {
         self.inbox.updates.board().show_written(written.unwrap_or_default());
     }
 
+    /// Takes note of those who have come through stubs.
+    pub(super) fn hear_stubs(&mut self) {
+        for stub in self.inbox.updates.stubs().take() {
+            // Whoever comes twice is believed once.
+            if self.server.passed(stub) {
+                self.jobs.values_mut().for_each(|job| job.passed(stub));
+            }
+        }
+        self.inbox.updates.stubs().watch(self.server.waiting().collect());
+    }
+
     /// Looks at who is left in code that is on its way out.
     fn look(&mut self, id: PatchId, looks: Looks) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
@@ -146,6 +149,7 @@ impl Owner {
         let leaving = job.state() == PatchState::Leaving;
         let again =
             |news| if leaving { Step::Leaving(looks.next(news)) } else { Step::Draining(looks.next(news)) };
+        job.looks = job.looks.saturating_add(1);
         match drain::look(&*self.access, &mut self.server, id, &job.generation, &job.draining) {
             Ok(Left::Same) => job.go(again(false), why),
             Ok(Left::These(draining, _)) if draining.is_over() => {
@@ -153,7 +157,8 @@ impl Owner {
             }
             Ok(Left::These(draining, shown)) => {
                 let news = draining.holders().len() != job.draining.holders().len();
-                job.go(again(news), why);
+                let looks = if draining.is_watched() { looks.next(news) } else { looks.told() };
+                job.go(if leaving { Step::Leaving(looks) } else { Step::Draining(looks) }, why);
                 job.show_holders(draining, shown);
             }
             Ok(Left::Gone) => self.gone(ANOTHER_KERNEL),

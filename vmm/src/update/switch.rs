@@ -12,9 +12,9 @@ use update_server::server::{self, NotNow, PatchId, PreparedReturn, SwitchError, 
 
 use super::access::{Access, looking, pausing};
 use super::tombstones::show;
+use super::updates::Updates;
 use crate::control::ControlError;
 use crate::inspect;
-use crate::vcpu::Tombstones;
 
 /// For how long a patch may be tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,11 +81,11 @@ pub(super) enum Tried {
 pub(super) fn attempt(
     access: &dyn Access,
     server: &mut UpdateServer,
-    tombstones: &Tombstones,
     id: PatchId,
     expected: &Generation,
     direction: Direction<'_>,
     alleged: &BTreeMap<String, Gva>,
+    updates: &Updates,
 ) -> Result<(Tried, u64), ControlError> {
     let mut known = access.inspector().stacks();
     let prepared = looking(access, |model, memory| {
@@ -117,11 +117,17 @@ pub(super) fn attempt(
                 Prepared::Apply(prepared) => server.apply(prepared, kernel, guest, census),
                 Prepared::RollBack(prepared) => server.roll_back(prepared, kernel, guest, census),
             };
-            show(server, tombstones);
+            show(server, updates.tombstones());
+            // Before the guest goes on, and comes through the first.
+            updates.stubs().watch(server.waiting().collect());
             Some(switched)
         })
     })?;
     let census = known.census();
+    if let Some(Ok(presence)) = &switched {
+        let redirected = presence.holders.iter().filter(|holder| holder.stub().is_some());
+        known.forget(redirected.map(|holder| holder.task.address));
+    }
     let tried = match switched {
         None => Tried::Gone,
         Some(Ok(presence)) => Tried::Done { presence, census },

@@ -10,6 +10,7 @@ use lucos_lup::PublicKey;
 use super::access::Access;
 use super::admission::{Admitted, Origin};
 use super::board::Board;
+use super::stubs::StubExits;
 use super::switch::Deadline;
 use crate::agent::AgentEvents;
 use crate::control::ControlError;
@@ -37,6 +38,8 @@ pub(super) enum Event {
     Agent,
     /// A vCPU has come to a tombstone.
     Met(Met),
+    /// Somebody has come through a stub.
+    Stubs,
     /// Whether the kernel still runs that patches were applied to.
     Check(SyncSender<()>),
     /// The machine was reset.
@@ -54,6 +57,7 @@ pub struct Updates {
     told: Arc<AtomicBool>,
     /// Where old code is filled with traps, for vCPUs.
     tombstones: Arc<Tombstones>,
+    stubs: Arc<StubExits>,
 }
 
 impl Updates {
@@ -61,12 +65,19 @@ impl Updates {
     pub fn new(keys: Vec<PublicKey>) -> (Self, Inbox) {
         let (sender, receiver) = channel();
         let told = Arc::new(AtomicBool::new(false));
-        let met = sender.clone();
+        let events = sender.clone();
         // Only at the machine's end nobody is there.
+        let stubs = Arc::new(StubExits::new(move || drop(events.send(Event::Stubs))));
+        let met = sender.clone();
         let tombstones = Arc::new(Tombstones::new(move |at| drop(met.send(Event::Met(at)))));
-        let updates = Self { sender, board: Arc::default(), keys: keys.into(), told, tombstones };
+        let updates = Self { sender, board: Arc::default(), keys: keys.into(), told, tombstones, stubs };
         let inbox = Inbox { receiver, updates: updates.clone() };
         (updates, inbox)
+    }
+
+    /// What vCPUs see of those who leave old code.
+    pub fn stubs(&self) -> &Arc<StubExits> {
+        &self.stubs
     }
 
     /// What everybody may read.

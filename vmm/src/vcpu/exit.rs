@@ -17,6 +17,11 @@ pub enum VmExit<'a> {
     Hypercall,
     /// A read as tombstones make it ([`super::TOMBSTONE_PORT`]). Whether it is one, the registers say.
     Tombstone,
+    /// Writes one byte to the port of stubs ([`update_server::x86::stub`]): RIP tells whether it is one.
+    Stub {
+        /// The byte.
+        value: u8,
+    },
     /// Writes to a port.
     PortOut {
         /// I/O port.
@@ -70,7 +75,7 @@ pub enum VmExit<'a> {
 pub enum ExitKind {
     /// [`VmExit::PortIn`].
     PortIn,
-    /// [`VmExit::PortOut`].
+    /// [`VmExit::PortOut`], and [`VmExit::Stub`].
     PortOut,
     /// [`VmExit::Hypercall`].
     Hypercall,
@@ -105,7 +110,7 @@ impl VmExit<'_> {
     pub fn kind(&self) -> ExitKind {
         match self {
             Self::PortIn { .. } => ExitKind::PortIn,
-            Self::PortOut { .. } => ExitKind::PortOut,
+            Self::PortOut { .. } | Self::Stub { .. } => ExitKind::PortOut,
             Self::Hypercall => ExitKind::Hypercall,
             Self::Tombstone => ExitKind::Tombstone,
             Self::MmioRead { .. } => ExitKind::MmioRead,

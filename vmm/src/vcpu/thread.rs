@@ -16,7 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
+use update_server::addr::Gva;
 use update_server::guest::Vcpu;
+use update_server::x86::stub;
 use vmm_sys_util::signal::Killable;
 
 use super::caller::caller;
@@ -32,6 +34,7 @@ use crate::device::bus::Bus;
 use crate::device::pci::PciBus;
 use crate::sys::kvm::{GuestVm, KvmError};
 use crate::sys::vcpu::{Attached, VcpuPeer, VcpuRun, kick_signal};
+use crate::update::StubExits;
 
 /// Stack of a vCPU thread. Exit handlers neither recurse nor keep large buffers on the stack.
 const STACK: usize = 256 << 10;
@@ -50,10 +53,12 @@ pub struct PortsAndMemory {
     pub hypercalls: HypercallPort,
     /// Tombstones. They are on no bus, either: where the vCPU stands is what matters.
     pub tombstones: Arc<Tombstones>,
+    /// Stubs of patches, which are told by where the vCPU is.
+    pub stubs: Arc<StubExits>,
 }
 
 impl PortsAndMemory {
-    /// Serves any exit but a hypercall or a tombstone.
+    /// Serves any exit but those that need the vCPU's registers.
     fn serve(&self, exit: VmExit<'_>) -> Result<(), GuestStop> {
         match exit {
             VmExit::PortIn { port, size, data } => {
@@ -69,7 +74,7 @@ impl PortsAndMemory {
             VmExit::MmioWrite { address, data } => {
                 self.pci.write_memory(address, data);
             }
-            VmExit::Interrupted | VmExit::Hypercall | VmExit::Tombstone => {}
+            VmExit::Interrupted | VmExit::Hypercall | VmExit::Tombstone | VmExit::Stub { .. } => {}
             VmExit::Shutdown => return Err(GuestStop::TripleFault),
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
             VmExit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, data } => {
@@ -292,6 +297,7 @@ fn running(
         match exit {
             VmExit::Hypercall => serve_hypercall(vcpu, &shared.bus.hypercalls)?,
             VmExit::Tombstone => serve_tombstone(id, vcpu, shared, counters)?,
+            VmExit::Stub { value } => serve_stub(vcpu, &shared.bus, value)?,
             other => shared.bus.serve(other)?,
         }
     }
@@ -310,6 +316,7 @@ fn drain(vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounters) -> R
             VmExit::Hypercall => serve_hypercall(vcpu, &shared.bus.hypercalls)?,
             // A further one of the same instruction is a string's.
             VmExit::Tombstone => read_nothing(vcpu, shared),
+            VmExit::Stub { value } => serve_stub(vcpu, &shared.bus, value)?,
             other => shared.bus.serve(other)?,
         }
     }
@@ -351,6 +358,19 @@ fn read_nothing(vcpu: &mut Attached<'_>, shared: &Shared) {
     let mut data = [0; 4];
     shared.bus.ports.read(TOMBSTONE_PORT.into(), &mut data);
     vcpu.answer(u32::from_le_bytes(data));
+}
+
+/// Notes that a frame leaves through a stub. From anywhere else it is a write to a port like any other.
+fn serve_stub(vcpu: &mut Attached<'_>, bus: &PortsAndMemory, value: u8) -> Result<(), GuestStop> {
+    if bus.stubs.any() {
+        let regs = vcpu.fd().get_regs().map_err(KvmError::of("KVM_GET_REGS"));
+        let rip = regs.map_err(|error| GuestStop::Stuck(error.to_string()))?.rip;
+        if bus.stubs.passed(Gva(rip)) {
+            return Ok(());
+        }
+    }
+    bus.ports.write(u64::from(stub::PORT), &[value]);
+    Ok(())
 }
 
 /// Adds where the vCPU is to why it cannot go on.

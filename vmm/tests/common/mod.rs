@@ -196,6 +196,7 @@ impl MachineControl for Scripted {
             for_ms: 5000,
             stack: vec!["schedule+0x10/0x20".into()],
         });
+        drained.redirected = 1;
         PatchList { revision: 3, agent: None, taint: Some(4096), patches: vec![drained] }
     }
 
@@ -225,6 +226,9 @@ pub(crate) fn patch(id: u32, name: String, state: PatchState) -> PatchInfo {
         paused_us: 1500,
         tombstones: 0,
         holders: Vec::new(),
+        redirected: 0,
+        told: 0,
+        looks: 0,
         doubts: Vec::new(),
     }
 }

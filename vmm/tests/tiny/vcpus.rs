@@ -121,6 +121,7 @@ impl Vcpus {
             pci: Arc::new(PciBus::new()),
             hypercalls,
             tombstones: Arc::clone(&tombstones),
+            stubs: Arc::default(),
         };
         let ports: Vec<Arc<Port>> = (0..cpus).map(|_| Arc::default()).collect();
         for (id, port) in (0..).zip(&ports) {

@@ -30,6 +30,11 @@ fn state(patch: &PatchInfo) -> String {
             1 => format!(", 1 thread in {code} code"),
             threads => format!(", {threads} threads in {code} code"),
         };
+        let threads = match (patch.redirected as usize, patch.holders.len()) {
+            (0, _) => threads,
+            (redirected, all) if redirected >= all => format!("{threads} (redirected)"),
+            (redirected, all) => format!("{threads} ({redirected} redirected, {} watched)", all - redirected),
+        };
         match patch.doubts.len() {
             0 => threads,
             doubts => format!("{threads}, {doubts} stacks not proven"),

@@ -95,6 +95,12 @@ pub struct PatchInfo {
     pub tombstones: u64,
     /// Who is in code that is on its way out, or in the way.
     pub holders: Vec<HolderInfo>,
+    /// How many of their frames tell the host by themselves when they are left: their returns are redirected.
+    pub redirected: u32,
+    /// How many have told so since its functions were last switched.
+    pub told: u32,
+    /// How often it was looked at who is left, since then.
+    pub looks: u32,
     /// Stacks of which it is not known whether they are.
     pub doubts: Vec<String>,
 }
