@@ -37,8 +37,15 @@ struct Same {
     summary: String,
     /// Why the kernel's code and the same code may run at the same time.
     coexist_is_safe: String,
+    /// What is done about threads in old code.
+    #[serde(default = "watch")]
+    draining: String,
     /// What is compiled.
     files: Vec<File>,
+}
+
+fn watch() -> String {
+    "watch".to_owned()
 }
 
 /// Makes all of them for each kernel of [`all_kernels`]: names with the kind of kernel (`same-read-6.1-cloud`), and `.lup` files that
@@ -79,10 +86,10 @@ fn same_patches(cache: &Cache, kernel: &Kernel, package: &str) -> Result<Option<
         cache.entry(&name, &inputs, |folder| {
             let step = Step::start(format!("compiling functions of {} as they are", kernel.release));
             let stock = Stock::prepare(cache, kernel.clone(), &source)?;
-            for (Same { name, summary, coexist_is_safe, files }, _) in &described {
+            for (Same { name, summary, coexist_is_safe, draining, files }, _) in &described {
                 let mut make = stock.make();
                 make.args(["--name", name, "--summary", summary, "--consistency", "coexist"]);
-                make.args(["--coexist-is-safe", coexist_is_safe]);
+                make.args(["--coexist-is-safe", coexist_is_safe, "--draining", draining]);
                 for file in files {
                     make.arg("--unit").arg(&file.path);
                     make.args(file.functions.iter().flat_map(|function| ["--function", function]));

@@ -10,11 +10,12 @@ use crate::deadlines::COMMAND;
 use crate::images;
 
 /// Who sleeps where: the program's word for it, which is its name, too, and the function that it is inside.
-const SLEEPERS: [(&str, &str); 3] = [("poll", "do_sys_poll"), ("futex", "futex_wait"), ("pipe", "pipe_read")];
+pub(super) const SLEEPERS: [(&str, &str); 3] =
+    [("poll", "do_sys_poll"), ("futex", "futex_wait"), ("pipe", "pipe_read")];
 
 impl Bench {
     /// Has one sleep in each function.
-    fn put_to_sleep(&mut self) -> Result<()> {
+    pub(super) fn put_to_sleep(&mut self) -> Result<()> {
         for (word, _) in SLEEPERS {
             self.vm.run(&format!("sleeper {word} > /{word}.log & echo $! > /{word}.pid"))?;
         }
@@ -22,7 +23,7 @@ impl Bench {
     }
 
     /// Wakes one, which must have slept to the end.
-    fn wake(&mut self, word: &str) -> Result<()> {
+    pub(super) fn wake(&mut self, word: &str) -> Result<()> {
         let said = self
             .vm
             .run(&format!("kill -USR1 $(cat /{word}.pid); wait $(cat /{word}.pid); cat /{word}.log"))?;
@@ -30,12 +31,12 @@ impl Bench {
         Ok(())
     }
 
-    fn pid(&mut self, word: &str) -> Result<u64> {
+    pub(super) fn pid(&mut self, word: &str) -> Result<u64> {
         Ok(self.vm.run(&format!("cat /{word}.pid"))?.trim().parse()?)
     }
 
     /// The frames of the sleepers, by name, as `lucos stacks` shows them.
-    fn frames(&self) -> Result<BTreeMap<String, Vec<String>>> {
+    pub(super) fn frames(&self) -> Result<BTreeMap<String, Vec<String>>> {
         let report = self.vm.lucos("stacks")?;
         let stacks = report["stacks"].as_array().context("no stacks")?;
         let frames = |stack: &Value| -> Vec<String> {
@@ -86,7 +87,7 @@ impl Bench {
         self.wait_until(id, COMMAND, |info| info["state"] == end).map(drop)
     }
 
-    fn wait_until(
+    pub(super) fn wait_until(
         &self,
         id: u64,
         limit: std::time::Duration,
@@ -103,7 +104,7 @@ impl Bench {
     }
 }
 
-fn holders(info: &Value) -> BTreeMap<u64, &Value> {
+pub(super) fn holders(info: &Value) -> BTreeMap<u64, &Value> {
     let holders = info["holders"].as_array().map_or(&[][..], Vec::as_slice);
     holders.iter().filter_map(|holder| Some((holder["pid"].as_u64()?, holder))).collect()
 }

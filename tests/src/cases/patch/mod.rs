@@ -8,6 +8,7 @@ mod module;
 mod policy;
 mod refusals;
 mod restless;
+mod told;
 mod tombstones;
 mod torture;
 mod traced;
@@ -59,6 +60,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::always_inside_6_1_rt", Tier::Full, || {
         realtime("patch::always_inside_6_1_rt", inside::always_inside)
     }),
+    Test::new("patch::who_leaves_tells_6_1_cloud", Tier::Gate, || told::told("6.1-cloud")),
+    Test::new("patch::who_leaves_tells_6_12_cloud", Tier::Full, || told::told("6.12-cloud")),
     Test::new("patch::torture_6_1_cloud", Tier::Gate, || torture::tortured("6.1-cloud", 20)),
     Test::new("patch::torture_6_12_cloud", Tier::Full, || torture::tortured("6.12-cloud", 20)),
     Test::new("patch::torture_6_1_rt", Tier::Full, || {
