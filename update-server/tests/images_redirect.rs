@@ -13,7 +13,7 @@ use patch_module::{STUBS, linked_by_others, put, resolve};
 use small_guest::{Guest, Plan};
 use update_server::addr::Gva;
 use update_server::census::{self, Census, Frame, Outcome};
-use update_server::guest::{Paused, Registers, Vcpu};
+use update_server::guest::{Paused, Vcpu};
 use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
 use update_server::phases::drain::Draining;
@@ -60,9 +60,13 @@ fn bench(test: &str, run: impl Fn(&str, Bench<'_>, PatchId)) {
 }
 
 impl<'p> Bench<'p> {
-    /// Adds what objtool and the guest's loader make for the stubs to the unwind table of the module.
+    /// Makes the stubs a part of the guest's module, and adds what objtool and the guest's loader make for them to its unwind table.
     fn add_table(&self) {
-        let offset = self.model.image().types().offset("module", "arch.num_orcs").unwrap();
+        let types = self.model.image().types();
+        let size =
+            types.offset("module", "mem.size").or_else(|_| types.offset("module", "core_layout.text_size"));
+        put(&self.guest, STRUCTURE.wrapping_add(size.unwrap()), &0xf000_u32.to_le_bytes());
+        let offset = types.offset("module", "arch.num_orcs").unwrap();
         let count = u32::try_from(OWN + ADDED).unwrap();
         put(&self.guest, STRUCTURE.wrapping_add(offset), &count.to_le_bytes());
         for index in 0..ADDED {
@@ -84,13 +88,13 @@ impl<'p> Bench<'p> {
         let census = self.census();
         let image = self.model.image();
         let sleeps = census.stacks().filter(|stack| stack.frames[0].slot.is_some());
-        let inner = sleeps.flat_map(|stack| &stack.frames[1..stack.frames.len() - 1]);
-        let old = inner.filter_map(|frame| {
+        let mut inner = sleeps.flat_map(|stack| &stack.frames[1..stack.frames.len() - 1]);
+        let old = inner.find_map(|frame| {
             let (symbol, offset) = image.symbols().containing(frame.address)?;
             let old = OldFunction::find(image, symbol.name, None).ok()?;
             (offset > 32).then_some(old)
         });
-        let old = old.into_iter().next().unwrap();
+        let old = old.unwrap();
         let import = |name: &str| Import::Image { linked: resolve(name).unwrap(), absolute: false };
         let patch = Patch {
             name: "told".to_owned(),
@@ -208,8 +212,7 @@ fn a_vcpu_in_a_stub_is_on_its_way_to_the_caller() {
         let before = of_first(&bench);
         for within in [1, 3] {
             let rip = STUBS.wrapping_add(within);
-            let registers = Registers { ..vcpus[0].registers };
-            bench.guest.set_vcpus(vec![Vcpu { rip: rip.0, registers, ..vcpus[0].clone() }, vcpus[1].clone()]);
+            bench.guest.set_vcpus(vec![Vcpu { rip: rip.0, ..vcpus[0].clone() }, vcpus[1].clone()]);
             let found = of_first(&bench);
             let first = [
                 Frame { address: rip, behind_call: false, slot: None, stub: None },

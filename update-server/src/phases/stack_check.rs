@@ -42,7 +42,7 @@ impl Watched {
     /// Its name, if it is code with the stub in it that `frame` is come back to by.
     fn stub_of(&self, frame: &Frame) -> Option<&str> {
         match self {
-            Self::Code(name, text) => text.contains(&frame.stub?).then_some(name),
+            Self::Code(name, text) => text.contains(&frame.stub?).then_some(&**name),
             Self::Function(_) => None,
         }
     }

@@ -31,8 +31,8 @@ __asm__(".section .text.lucos_stubs,\"ax\"\n.balign 8\n"
 const OUTSIDE: Gva = Gva(0xffff_ffff_8100_1234);
 const COUNTER: Gva = Gva(0xffff_ffff_8200_5678);
 
-/// Where its stubs are: in the text of the small guest's own module.
-pub(crate) const STUBS: Gva = Gva(0xffff_ffff_c000_0400);
+/// Where its stubs are.
+pub(crate) const STUBS: Gva = Gva(0xffff_ffff_c000_e000);
 
 fn run(program: &str, arguments: &[&str], folder: &Path) {
     let output = Command::new(program).args(arguments).current_dir(folder).output().unwrap();

@@ -76,7 +76,7 @@ impl StubExits {
         self.count.store(stubs.len(), Ordering::Relaxed);
     }
 
-    /// The stubs that somebody has come through. Whoever asks no longer [`watch`](Self::watch)es them then.
+    /// The stubs that somebody has come through. They are given again until others are watched.
     pub(super) fn take(&self) -> Vec<Gva> {
         // First: who comes from here on is told of again.
         self.told.store(false, Ordering::Release);

@@ -135,6 +135,7 @@ pub(super) fn told(kind: &'static str) -> Result<()> {
     // Who is traced is watched.
     patch(&bench.vm.try_lucos(&format!("rollback {id}"))?, 0)?;
     // Its shell sleeps in poll, too, until it is told something.
+    bench.vm.run("mount -t tracefs tracefs /sys/kernel/tracing")?;
     bench.vm.run(TRACE)?;
     bench.wait_until(id, COMMAND, |info| info["state"] == "resident")?;
     bench.put_to_sleep()?;
