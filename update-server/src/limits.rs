@@ -120,6 +120,10 @@ pub const PATCH_SYMBOLS: usize = 1 << 16;
 /// Relocations of it.
 pub const PATCH_RELOCATIONS: usize = 1 << 20;
 
+/// Instructions that the addresses of a patch's module are followed over, all together: most are handed to a function some
+/// instructions later.
+pub const FOLLOWED_ADDRESSES: usize = 1 << 18;
+
 /// Functions that the guest has live-patched by itself: a distributor's patches change some hundred.
 pub const LIVEPATCHES: usize = bound(4096, 8);
 

@@ -83,28 +83,28 @@ pub enum ModuleError {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Section {
-    name: String,
+pub(super) struct Section {
+    pub(super) name: String,
     flags: u64,
     empty: bool,
-    bytes: Range<usize>,
-    relocations: Vec<Relocation>,
+    pub(super) bytes: Range<usize>,
+    pub(super) relocations: Vec<Relocation>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Relocation {
-    offset: u64,
-    symbol: usize,
-    kind: RelocationType,
-    addend: i64,
+pub(super) struct Relocation {
+    pub(super) offset: u64,
+    pub(super) symbol: usize,
+    pub(super) kind: RelocationType,
+    pub(super) addend: i64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Symbol {
-    name: String,
-    section: usize,
-    value: u64,
-    size: u64,
+pub(super) struct Symbol {
+    pub(super) name: String,
+    pub(super) section: usize,
+    pub(super) value: u64,
+    pub(super) size: u64,
     /// Where in the file its entry is.
     entry: usize,
 }
@@ -112,9 +112,9 @@ struct Symbol {
 /// A module as it is in the patch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PatchModule {
-    file: Vec<u8>,
-    sections: Vec<Section>,
-    symbols: Vec<Symbol>,
+    pub(super) file: Vec<u8>,
+    pub(super) sections: Vec<Section>,
+    pub(super) symbols: Vec<Symbol>,
 }
 
 /// A symbol's place in its section of the table (elf(5), `Elf64_Sym`): `st_shndx` and `st_value`.
@@ -392,6 +392,19 @@ impl PatchModule {
         at.get(stubs::SECTION).copied().filter(|start| has && start.0.is_multiple_of(stubs::BYTES as u64))
     }
 
+    /// Where all of its code is that it has for as long as it is loaded, in a module whose sections are at `at`.
+    pub fn whole_text(&self, at: &BTreeMap<String, Gva>) -> Result<Vec<Range<Gva>>, ModuleError> {
+        let stays = |section: &&Section| {
+            section.has(SHF_ALLOC.0) && section.is_code() && !section.name.starts_with(".init")
+        };
+        let sections = self.sections.iter().filter(stays).filter(|section| !section.bytes.is_empty());
+        let range = |section: &Section| {
+            let start = section.start(at)?;
+            Ok(start..start.wrapping_add(section.bytes.len() as u64))
+        };
+        sections.map(range).collect()
+    }
+
     /// Where its code is, for those that stay.
     pub fn text(&self, at: &BTreeMap<String, Gva>) -> Result<Vec<Range<Gva>>, ModuleError> {
         let sections = self.sections.iter().filter(|section| section.is_code() && section.is_compared());
@@ -404,11 +417,11 @@ impl PatchModule {
 }
 
 impl Section {
-    fn has(&self, flag: u64) -> bool {
+    pub(super) fn has(&self, flag: u64) -> bool {
         self.flags & flag != 0
     }
 
-    fn is_code(&self) -> bool {
+    pub(super) fn is_code(&self) -> bool {
         self.has(SHF_EXECINSTR.0)
     }
 

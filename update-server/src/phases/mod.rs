@@ -12,9 +12,11 @@
 //! | [`redirect`] | who tells the host by himself that he leaves |
 //! | [`drain`] | whether the last has left the code that was replaced |
 //! | [`tombstones`] | what of that code can be filled with traps then |
+//! | [`escape`] | whether anybody can still have an address of the patch's module then |
 
 pub mod admit;
 pub mod drain;
+pub mod escape;
 pub mod link;
 pub mod loaded_module;
 pub mod module_function;
