@@ -127,6 +127,8 @@ pub(crate) struct Layout {
     pub(crate) module_symbols: ModuleSymbolsLayout,
     /// Where the text that a module needs only at its start is described: offsets of its address and its size.
     pub(crate) module_init: (u64, u64),
+    /// `module.refcnt`: how often it is used. Only kernels that unload modules have it (`CONFIG_MODULE_UNLOAD`).
+    pub(crate) module_count: Option<u64>,
     /// Bytes of a module's name.
     pub(crate) module_name_bytes: usize,
     /// `signal_struct.thread_head`: the list of a process's threads.
@@ -168,6 +170,7 @@ impl Layout {
             module,
             module_symbols: ModuleSymbolsLayout::of(types)?,
             module_init,
+            module_count: types.offset("module", "refcnt").ok(),
             module_name_bytes: usize::try_from(types.field("module", "name")?.size()).unwrap_or(56),
             thread_head: offset(types, "signal_struct", &["thread_head"])?,
             list_bytes: types.size_of("list_head")?,

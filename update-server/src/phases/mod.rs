@@ -13,6 +13,7 @@
 //! | [`drain`] | whether the last has left the code that was replaced |
 //! | [`tombstones`] | what of that code can be filled with traps then |
 //! | [`escape`] | whether anybody can still have an address of the patch's module then |
+//! | [`unused`] | whether the module is unused, so that it can go |
 
 pub mod admit;
 pub mod drain;
@@ -28,3 +29,4 @@ pub mod redirect;
 pub mod rewrite;
 pub mod stack_check;
 pub mod tombstones;
+pub mod unused;

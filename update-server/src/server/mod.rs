@@ -12,6 +12,8 @@
 //! [`crate::x86::stub::PORT`] from a stub, which the embedder tells by the vCPU's RIP. [`UpdateServer::waiting`] names the stubs, and
 //! [`UpdateServer::passed`] is told.
 //!
+//! Once it is rolled back and nobody is in its code, [`UpdateServer::release`] lets the guest unload the module.
+//!
 //! Patches of one function form a stack: the function jumps to what the last one brought. One further down can go without
 //! anything changing in the guest.
 
@@ -21,6 +23,7 @@ mod patch;
 mod prepared;
 mod redirected;
 mod refusal;
+mod removal;
 mod tombstones;
 mod unloaded;
 
@@ -30,6 +33,7 @@ use std::sync::Arc;
 pub use patch::{Consistency, Import, Old, Patch, PatchId, Replacement, State};
 pub use prepared::{Prepared, PreparedReturn};
 pub use refusal::{NotNow, Refusal, SwitchError};
+pub use removal::Held;
 pub use tombstones::Emptied;
 
 use crate::addr::Gva;
@@ -60,6 +64,8 @@ struct Entry {
     disturbed: bool,
     /// What was made of its module's stubs, where `sections` says that it is.
     stubs: Stubs,
+    /// Whether the guest may unload its module at any moment.
+    released: bool,
 }
 
 /// A function that jumps to a new one, unless another patch has come on top.
@@ -102,6 +108,7 @@ impl UpdateServer {
             unloaded: Vec::new(),
             disturbed: false,
             stubs: Stubs::default(),
+            released: false,
         };
         self.patches.insert(id, entry);
         Ok(id)
@@ -139,6 +146,7 @@ impl UpdateServer {
             entry.sections = None;
             entry.switched.clear();
             entry.stubs = Stubs::default();
+            entry.released = false;
         }
     }
 
@@ -154,6 +162,9 @@ impl UpdateServer {
         self.note_unloaded(kernel, &census.loaded);
         if self.state(*id)? != State::Ready {
             return Err(self.wrong_state(*id, State::Ready).into());
+        }
+        if self.is_released(*id) {
+            return not_now(NotNow::Released { name: self.entry(*id)?.patch.name.clone() });
         }
         let patch = &self.entry(*id)?.patch;
         self.refuse_missing(&patch.name, &patch.requires)?;

@@ -70,6 +70,29 @@ pub enum Refusal {
         /// The symbol that it refers to.
         symbol: String,
     },
+    /// The guest's kernel was built without it (`CONFIG_MODULE_UNLOAD`).
+    #[error("the guest's kernel unloads no modules")]
+    NeverUnloaded,
+    /// A module that did not count itself as a user when it was loaded; whoever likes could have unloaded it.
+    #[error("module {module} does not pin itself, so it is not one that the host unloads")]
+    Unpinned {
+        /// The module.
+        module: String,
+    },
+    /// There is another one in the place of the patch's.
+    #[error("the guest's module {module} is not the one that was applied")]
+    OtherModule {
+        /// Its name.
+        module: String,
+    },
+    /// Another patch uses the module.
+    #[error("patch {by} uses module {module}")]
+    ModuleUsed {
+        /// The module.
+        module: String,
+        /// The other patch.
+        by: String,
+    },
     /// The bytes could not be changed.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -110,6 +133,22 @@ pub enum NotNow {
     ModuleChanges {
         /// Its name.
         module: String,
+    },
+    /// The guest has been given the patch's module free, and is about to unload it.
+    #[error("the module of patch {name} is being unloaded")]
+    Released {
+        /// The patch.
+        name: String,
+    },
+    /// Somebody in the guest keeps the module from being unloaded: a program of BPF, or a tracer.
+    #[error(
+        "somebody in the guest uses module {module} (its count of references has {others} more than its own)"
+    )]
+    Referenced {
+        /// The module.
+        module: String,
+        /// How many references there are besides its own.
+        others: u32,
     },
     /// Somebody stands where the jump is to be.
     #[error("{} ({}) stands where {} is to jump", holder.task.comm, holder.task.pid, holder.function)]
