@@ -23,6 +23,11 @@ static int __init answer_init(void)
 }
 module_init(answer_init);
 
+static void __exit answer_exit(void)
+{
+}
+module_exit(answer_exit);
+
 MODULE_DESCRIPTION("A new version of a function of lucos_trial");
 MODULE_LICENSE("GPL");
 MODULE_INFO(lucos, "1");

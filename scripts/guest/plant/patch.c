@@ -61,6 +61,11 @@ static int __init patch_init(void)
 }
 module_init(patch_init);
 
+static void __exit patch_exit(void)
+{
+}
+module_exit(patch_exit);
+
 MODULE_DESCRIPTION("New versions of functions");
 MODULE_LICENSE("GPL");
 MODULE_INFO(lucos, "1");

@@ -17,7 +17,7 @@ use crate::kernels::{Headers, Kernel};
 use crate::packages::{self, Group};
 use crate::progress::Step;
 
-const SOURCES: [(&str, &str); 18] = [
+const SOURCES: [(&str, &str); 19] = [
     ("Kbuild", include_str!("../../guest/plant/Kbuild")),
     ("plant.h", include_str!("../../guest/plant/plant.h")),
     ("plant.c", include_str!("../../guest/plant/plant.c")),
@@ -28,6 +28,7 @@ const SOURCES: [(&str, &str); 18] = [
     ("trial.c", include_str!("../../guest/plant/trial.c")),
     ("patch.c", include_str!("../../guest/plant/patch.c")),
     ("answer.c", include_str!("../../guest/plant/answer.c")),
+    ("kept.c", include_str!("../../guest/plant/kept.c")),
     ("livepatch.c", include_str!("../../guest/plant/livepatch.c")),
     ("probe.c", include_str!("../../guest/plant/probe.c")),
     ("hostile.h", include_str!("../../guest/plant/hostile.h")),
@@ -37,11 +38,12 @@ const SOURCES: [(&str, &str); 18] = [
     ("stale.c", include_str!("../../guest/plant/stale.c")),
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 9] = [
     "lucos_plant.ko",
     "lucos_trial.ko",
     PATCH,
     "lucos_answer.ko",
+    "lucos_kept.ko",
     "lucos_livepatch.ko",
     "lucos_probe.ko",
     "lucos_hostile.ko",
