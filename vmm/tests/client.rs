@@ -135,6 +135,12 @@ fn a_patch_is_watched_until_it_is_applied_or_not() {
     let (code, out, _) = run(&["rollback", "1", "--wait"], &back);
     assert_eq!(code, Some(0), "{out}");
     assert!(out.ends_with("rolled back; its module stays resident\n"), "{out}");
+    let removed = [(PatchState::Leaving, None), (PatchState::Removing, None), (PatchState::Removed, None)];
+    let (code, out, _) = run(&["rollback", "1", "--wait"], &removed);
+    assert_eq!(code, Some(0), "{out}");
+    assert!(out.contains(": rolled back; its module is being removed\n"), "{out}");
+    assert!(out.ends_with(": rolled back and removed\n"), "{out}");
+    assert_eq!(run(&["rollback", "1"], &removed[1..]).0, Some(0));
     let stays = [(PatchState::RollingBack, None), (PatchState::Draining, Some("a probe is on the jump"))];
     assert_eq!(run(&["rollback", "1"], &stays).0, Some(5));
     let (code, _, err) = text(&lucos(&["--api-socket", socket, "rollback", "7"]));

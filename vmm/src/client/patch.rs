@@ -47,7 +47,7 @@ pub enum PatchVerb {
     Rollback {
         /// Its number
         id: u32,
-        /// Wait until the last thread has left the new code
+        /// Wait until the last thread has left the new code, and the guest has unloaded it or never will
         #[arg(long)]
         wait: bool,
         /// For how long it may be tried [default: 60]
@@ -112,12 +112,16 @@ impl Desk<'_> {
         let info = self.put(&path, Vec::new())?;
         let undecided = |state| match state {
             PatchState::RollingBack => true,
-            PatchState::Leaving => wait,
+            PatchState::Leaving | PatchState::Removing => wait,
             _ => false,
         };
         let info = self.follow(info, undecided)?;
         let code = match info.state {
-            PatchState::Leaving | PatchState::Resident | PatchState::Failed => OK,
+            PatchState::Leaving
+            | PatchState::Removing
+            | PatchState::Resident
+            | PatchState::Removed
+            | PatchState::Failed => OK,
             PatchState::Gone => GONE,
             _ => NOT_DONE,
         };

@@ -21,6 +21,14 @@ const TRY_FIRST: Duration = Duration::from_millis(10);
 /// See [`TRY_FIRST`].
 const TRY_LAST: Duration = Duration::from_secs(1);
 
+/// Between two tries to remove a module: at first, and at last. Whoever has taken a reference in the guest mostly gives it back
+/// soon.
+const REMOVE_FIRST: Duration = Duration::from_millis(100);
+/// See [`REMOVE_FIRST`].
+const REMOVE_LAST: Duration = Duration::from_secs(5);
+/// Tries; each stops the guest for a moment. After these, some 20 s, the module stays until somebody asks again.
+const REMOVE_TRIES: u32 = 9;
+
 /// What happens next, and when.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Step {
@@ -38,12 +46,60 @@ pub(super) enum Step {
     RollingBack(Tries),
     /// A look at who is left in its own code.
     Leaving(Looks),
-    /// Nothing.
+    /// Its module is to be unloaded.
+    Removing(Removal),
+    /// Nothing; its module stays.
     Resident,
+    /// Nothing; its module is gone.
+    Removed,
     /// Nothing.
     Failed,
     /// Nothing.
     Gone,
+}
+
+/// On the way to a guest without the module.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Removal {
+    pub(super) stage: Stage,
+    tries: u32,
+}
+
+/// How far that is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stage {
+    /// A look whether it is unused, so that it is given free.
+    Releasing { due: Instant },
+    /// The agent is to answer a request.
+    Unloading { request: u32, until: Instant },
+    /// A look whether it is still there; then it is held again.
+    Holding { due: Instant },
+}
+
+impl Removal {
+    /// The first try, now.
+    pub(super) fn begin() -> Self {
+        Self { stage: Stage::Releasing { due: Instant::now() }, tries: 0 }
+    }
+
+    /// Another stage of the same try.
+    pub(super) fn at(self, stage: Stage) -> Self {
+        Self { stage, ..self }
+    }
+
+    /// A look of the same kind, later; `None` if there were enough.
+    pub(super) fn next(self, stage: impl Fn(Instant) -> Stage) -> Option<Self> {
+        let pause = (REMOVE_FIRST * 2_u32.saturating_pow(self.tries)).min(REMOVE_LAST);
+        let tries = self.tries + 1;
+        (tries < REMOVE_TRIES).then(|| Self { stage: stage(Instant::now() + pause), tries })
+    }
+
+    fn due(self) -> Instant {
+        match self.stage {
+            Stage::Releasing { due } | Stage::Holding { due } => due,
+            Stage::Unloading { until, .. } => until,
+        }
+    }
 }
 
 /// Tries to switch functions.
@@ -138,6 +194,8 @@ pub(super) struct Job {
     pub(super) looks: u32,
     pub(super) told: u32,
     step: Step,
+    /// Why it was not applied, if its module is in the guest all the same, or was.
+    failed: Option<String>,
     since: Instant,
     holders: Vec<HolderInfo>,
     seen: Vec<Seen>,
@@ -164,6 +222,7 @@ impl Job {
             looks: 0,
             told: 0,
             step,
+            failed: None,
             since: Instant::now(),
             holders: Vec::new(),
             seen: Vec::new(),
@@ -178,9 +237,27 @@ impl Job {
         self.step
     }
 
+    /// It has failed, for the reason `why`, and its module is in the guest.
+    pub(super) fn fail_loaded(&mut self, why: String) {
+        self.go(Step::Failed, None);
+        self.step = Step::Resident;
+        self.failed = Some(why);
+    }
+
+    /// If it has failed, nothing more is to be done for it; whether it has.
+    pub(super) fn settle_failed(&mut self) -> bool {
+        let Some(failed) = self.failed.take() else { return false };
+        self.step = Step::Failed;
+        self.why = Some(failed);
+        true
+    }
+
     /// Goes on to another step; `why` is what there is to say of it.
     pub(super) fn go(&mut self, step: Step, why: Option<String>) {
-        if state(&step) != self.state() {
+        let before = self.state();
+        let failed = self.failed.take();
+        self.failed = failed.filter(|_| matches!(step, Step::Removing(_) | Step::Resident | Step::Removed));
+        if self.state_of(&step) != before {
             self.since = Instant::now();
         }
         if !matches!(step, Step::Draining(_) | Step::Leaving(_)) {
@@ -198,17 +275,40 @@ impl Job {
             Step::Loading { until, .. } => Some(until),
             Step::Applying(tries) | Step::RollingBack(tries) | Step::Filling(tries) => Some(tries.due),
             Step::Draining(looks) | Step::Leaving(looks) => Some(looks.due),
-            Step::Closed | Step::Resident | Step::Failed | Step::Gone => None,
+            Step::Removing(removal) => Some(removal.due()),
+            Step::Closed | Step::Resident | Step::Removed | Step::Failed | Step::Gone => None,
+        }
+    }
+
+    /// What the agent is to answer.
+    pub(super) fn request(&self) -> Option<u32> {
+        match self.step {
+            Step::Loading { request, .. }
+            | Step::Removing(Removal { stage: Stage::Unloading { request, .. }, .. }) => Some(request),
+            _ => None,
         }
     }
 
     pub(super) fn state(&self) -> PatchState {
-        state(&self.step)
+        self.state_of(&self.step)
+    }
+
+    fn state_of(&self, step: &Step) -> PatchState {
+        if self.failed.is_some() { PatchState::Failed } else { state(step) }
     }
 
     /// Whether the guest has something of it that a new kernel would not have.
     pub(super) fn is_in_guest(&self) -> bool {
-        !matches!(self.state(), PatchState::Failed | PatchState::Gone)
+        !matches!(self.state(), PatchState::Removed | PatchState::Failed | PatchState::Gone)
+    }
+
+    /// Why it is not further, and why its module is still there.
+    fn why(&self) -> Option<String> {
+        let Some(failed) = &self.failed else { return self.why.clone() };
+        Some(match (self.step, &self.why) {
+            (Step::Resident, Some(why)) => format!("{failed}; its module stays in the guest: {why}"),
+            _ => failed.clone(),
+        })
     }
 
     /// Who is left, as they are to be shown.
@@ -274,7 +374,7 @@ impl Job {
             .to_owned(),
             state: self.state(),
             for_ms: milliseconds(self.since),
-            why: self.why.clone(),
+            why: self.why(),
             attempts: self.attempts,
             paused_us: self.paused_us,
             tombstones: self.tombstones as u64,
@@ -299,7 +399,9 @@ fn state(step: &Step) -> PatchState {
         Step::Filling(_) | Step::Closed => PatchState::Closed,
         Step::RollingBack(_) => PatchState::RollingBack,
         Step::Leaving(_) => PatchState::Leaving,
+        Step::Removing(_) => PatchState::Removing,
         Step::Resident => PatchState::Resident,
+        Step::Removed => PatchState::Removed,
         Step::Failed => PatchState::Failed,
         Step::Gone => PatchState::Gone,
     }

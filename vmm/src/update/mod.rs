@@ -17,6 +17,7 @@
 //! | `stubs.rs` | what vCPUs see of frames that tell the host by themselves that they leave |
 //! | `tombstones.rs` | old code that is filled with traps, and emptied when somebody comes to one |
 //! | `drain.rs` | the wait for those who are left in old code |
+//! | `removal.rs` | the way to a guest without a patch's module |
 //! | `board.rs` | what everybody may read of it |
 
 mod access;
@@ -27,6 +28,7 @@ mod job;
 mod keys;
 mod linking;
 mod owner;
+mod removal;
 mod steps;
 mod stubs;
 mod switch;

@@ -14,6 +14,7 @@ use super::access::{Access, generation};
 use super::admission::{Admitted, Origin};
 use super::job::{Job, Step, Tries};
 use super::linking;
+use super::removal::Waiting;
 use super::switch::Deadline;
 use super::tombstones::Meeting;
 use super::updates::{Event, Inbox};
@@ -43,8 +44,10 @@ pub struct Owner {
     pub(super) alleged: BTreeMap<PatchId, BTreeMap<String, Gva>>,
     /// How often it was asked for each.
     asked: BTreeMap<PatchId, u32>,
+    /// Patches that wait for a module to go.
+    pub(super) waiting: Vec<Waiting>,
     hello: Option<Hello>,
-    taint: Option<u64>,
+    pub(super) taint: Option<u64>,
     /// Since when no kernel was found, and when to look again.
     unknown: Option<(Instant, Instant)>,
     /// Who has come to a tombstone, and waits for old code.
@@ -62,6 +65,7 @@ impl Owner {
             jobs: BTreeMap::new(),
             alleged: BTreeMap::new(),
             asked: BTreeMap::new(),
+            waiting: Vec::new(),
             hello: None,
             taint: None,
             unknown: None,
@@ -94,15 +98,14 @@ impl Owner {
                 Some(event) => self.handle(event),
                 None => self.do_what_is_due(),
             }
+            self.serve_waiting();
         }
     }
 
     fn handle(&mut self, event: Event) {
         match event {
             Event::Apply { admitted, limit, reply } => {
-                let answer = self.apply(*admitted, limit);
-                self.publish();
-                drop(reply.send(answer));
+                self.apply_when_free(*admitted, limit, reply);
             }
             Event::RollBack { id, limit, reply } => {
                 let answer = self.roll_back(PatchId(id), limit);
@@ -138,7 +141,7 @@ impl Owner {
         }
     }
 
-    fn apply(&mut self, admitted: Admitted, limit: Deadline) -> Result<PatchInfo, ControlError> {
+    pub(super) fn apply(&mut self, admitted: Admitted, limit: Deadline) -> Result<PatchInfo, ControlError> {
         let name = admitted.patch.name.clone();
         if let Some(obstacle) = self.link.hello().and_then(|hello| hello.obstacle(false)) {
             return Err(refused("guest_refuses", format!("{name} cannot be loaded: {obstacle}")));
@@ -206,18 +209,25 @@ impl Owner {
                 job.go(Step::Failed, Some("it was taken back before it was applied".to_owned()));
             }
             Step::Applying(_) => {
-                job.go(Step::Resident, Some("it was taken back before it was applied".to_owned()));
+                self.remove_module(id);
             }
+            // Another try to remove what was left.
+            Step::Resident => self.remove_module(id),
             Step::Draining(_) | Step::Filling(_) | Step::Closed => {
                 job.limit = limit.get();
                 job.go(Step::RollingBack(Tries::within(job.limit)), None);
             }
-            Step::RollingBack(_) | Step::Leaving(_) | Step::Resident | Step::Failed | Step::Gone => {
+            Step::RollingBack(_)
+            | Step::Leaving(_)
+            | Step::Removing(_)
+            | Step::Removed
+            | Step::Failed
+            | Step::Gone => {
                 let why = format!("patch {} ({}) is {} and not applied", id.0, job.name(), job.state());
                 return Err(refused("not_applied", why));
             }
         }
-        Ok(job.info())
+        self.jobs.get(&id).map(Job::info).ok_or(ControlError::NoPatch { id: id.0 })
     }
 
     /// Takes what the agent has to say.
@@ -231,6 +241,7 @@ impl Owner {
             for job in self.jobs.values_mut().filter(|job| job.state() == PatchState::Loading) {
                 job.why = None;
             }
+            self.remove_residents();
         }
         for answer in self.link.take_answers() {
             self.hear_answer(answer);
@@ -238,7 +249,14 @@ impl Owner {
         if let Some(submission) = self.link.take_submission() {
             let updates = &self.inbox.updates;
             let admitted = updates.admit(&submission.bytes, false, Origin::Guest, &*self.access);
-            match admitted.and_then(|admitted| self.apply(admitted, Deadline::USUAL)) {
+            let applied = admitted.and_then(|admitted| {
+                if self.is_free(&admitted.module) {
+                    return self.apply(admitted, Deadline::USUAL);
+                }
+                let why = format!("module {} is being unloaded; hand it in again", admitted.module);
+                Err(refused("already_applied", why))
+            });
+            match applied {
                 Ok(info) => {
                     tracing::info!(patch = info.id, name = submission.name, "a patch came from the guest");
                 }
@@ -252,7 +270,10 @@ impl Owner {
     fn hear_answer(&mut self, answer: Answer) {
         let asked =
             |job: &&mut Job| matches!(job.step(), Step::Loading { request, .. } if request == answer.id);
-        let Some(job) = self.jobs.values_mut().find(asked) else { return };
+        let Some(job) = self.jobs.values_mut().find(asked) else {
+            self.hear_unloaded(&answer);
+            return;
+        };
         let id = job.id;
         match answer.outcome {
             Outcome::Done { taint, sections } => {
@@ -354,10 +375,13 @@ impl Owner {
         self.inbox.updates.stubs().watch(Vec::new());
         self.alleged.clear();
         self.asked.clear();
-        for job in self.jobs.values_mut().filter(|job| job.is_in_guest()) {
-            if let Step::Loading { request, .. } = job.step() {
+        for job in self.jobs.values_mut() {
+            if let Some(request) = job.request() {
                 self.link.withdraw(request);
             }
+            job.settle_failed();
+        }
+        for job in self.jobs.values_mut().filter(|job| job.is_in_guest()) {
             tracing::warn!(patch = job.id.0, name = job.name(), "a patch is gone: {why}");
             job.go(Step::Gone, Some(why.to_owned()));
         }
@@ -372,7 +396,8 @@ impl Owner {
         if self.jobs.len() < update_server::limits::PATCHES {
             return;
         }
-        let oldest = self.jobs.values().find(|job| !job.is_in_guest()).map(|job| job.id);
+        let is_over = |job: &&Job| !job.is_in_guest() && job.due().is_none();
+        let oldest = self.jobs.values().find(is_over).map(|job| job.id);
         if let Some(id) = oldest
             && self.server.remove(id).is_ok()
         {

@@ -47,7 +47,8 @@ impl Owner {
                 self.show_written();
                 self.show_tombstones();
             }
-            Step::Closed | Step::Resident | Step::Failed | Step::Gone => {}
+            Step::Removing(removal) => self.go_on_removing(id, removal),
+            Step::Closed | Step::Resident | Step::Removed | Step::Failed | Step::Gone => {}
         }
     }
 
@@ -64,13 +65,6 @@ impl Owner {
             (Tried::NotNow { why: error.to_string(), holders: Vec::new(), census: None }, 0)
         });
         job.attempts += 1;
-        // What it was before it was tried. Whether somebody is left in old code is looked at again.
-        let unchanged = |why| {
-            if applying {
-                return (Step::Failed, Some(format!("not applied, and nothing was changed: {why}")));
-            }
-            (Step::Draining(Looks::begin()), Some(format!("not rolled back, and still applied: {why}")))
-        };
         match outcome {
             Tried::Done { presence, census } => {
                 tracing::info!(
@@ -83,39 +77,43 @@ impl Owner {
                 (job.paused_us, job.looks, job.told) = (paused_us, 0, 0);
                 let shown = drain::shown(&*self.access, &job.generation, &census, &presence.holders);
                 let draining = Draining::of(presence);
-                let step = match (applying, draining.is_over()) {
-                    (true, true) => closed(&self.server, job),
-                    (true, false) => Step::Draining(Looks::of(&draining)),
-                    (false, true) => Step::Resident,
-                    (false, false) => Step::Leaving(Looks::of(&draining)),
-                };
-                let over = draining.is_over();
-                job.go(step, None);
-                if !over {
-                    job.show_holders(draining, shown.unwrap_or_default());
+                match (applying, draining.is_over()) {
+                    (true, true) => job.go(closed(&self.server, job), None),
+                    (false, true) => self.remove_module(id),
+                    (_, false) => {
+                        let looks = Looks::of(&draining);
+                        let step = if applying { Step::Draining(looks) } else { Step::Leaving(looks) };
+                        job.go(step, None);
+                        job.show_holders(draining, shown.unwrap_or_default());
+                    }
                 }
             }
             Tried::NotNow { why, holders, census } => {
                 tracing::info!(patch = id.0, name = job.name(), applying, "not now: {why}");
-                let (step, why) = match tries.next() {
-                    Some(next) if applying => (Step::Applying(next), Some(why)),
-                    Some(next) => (Step::RollingBack(next), Some(why)),
-                    None => unchanged(format!("not within {} s: {why}", job.limit.as_secs())),
+                let Some(next) = tries.next() else {
+                    let why = format!("not within {} s: {why}", job.limit.as_secs());
+                    self.unchanged(id, applying, &why);
+                    return;
                 };
-                job.go(step, why);
-                if let Some(census) = census
-                    && matches!(step, Step::Applying(_) | Step::RollingBack(_))
-                {
+                job.go(if applying { Step::Applying(next) } else { Step::RollingBack(next) }, Some(why));
+                if let Some(census) = census {
                     let shown = drain::shown(&*self.access, &job.generation, &census, &holders);
                     let draining = Draining::of(Presence { holders, doubts: Vec::new() });
                     job.show_holders(draining, shown.unwrap_or_default());
                 }
             }
-            Tried::Refused(why) => {
-                let (step, why) = unchanged(why);
-                job.go(step, why);
-            }
+            Tried::Refused(why) => self.unchanged(id, applying, &why),
             Tried::Gone => self.gone(ANOTHER_KERNEL),
+        }
+    }
+
+    /// A patch is what it was before it was tried, and is not tried again. Whether somebody is left in old code is looked at again.
+    fn unchanged(&mut self, id: PatchId, applying: bool, why: &str) {
+        if applying {
+            self.fail_loaded(id, format!("not applied, and nothing was changed: {why}"));
+        } else if let Some(job) = self.jobs.get_mut(&id) {
+            let why = format!("not rolled back, and still applied: {why}");
+            job.go(Step::Draining(Looks::begin()), Some(why));
         }
     }
 
@@ -153,7 +151,11 @@ impl Owner {
         match drain::look(&*self.access, &mut self.server, id, &job.generation, &job.draining) {
             Ok(Left::Same) => job.go(again(false), why),
             Ok(Left::These(draining, _)) if draining.is_over() => {
-                job.go(if leaving { Step::Resident } else { closed(&self.server, job) }, why);
+                if leaving {
+                    self.remove_module(id);
+                } else {
+                    job.go(closed(&self.server, job), why);
+                }
             }
             Ok(Left::These(draining, shown)) => {
                 let news = draining.holders().len() != job.draining.holders().len();

@@ -47,7 +47,9 @@ fn state(patch: &PatchInfo) -> String {
         PatchState::Closed => "closed".to_owned(),
         PatchState::RollingBack => "about to be rolled back".to_owned(),
         PatchState::Leaving => format!("rolled back for new calls{}", left("new")),
+        PatchState::Removing => "rolled back; its module is being removed".to_owned(),
         PatchState::Resident => "rolled back; its module stays resident".to_owned(),
+        PatchState::Removed => "rolled back and removed".to_owned(),
         PatchState::Failed => "not applied".to_owned(),
         PatchState::Gone => "gone".to_owned(),
     }

@@ -10,7 +10,9 @@ use utoipa::ToSchema;
 /// ```text
 /// loading --> applying --> draining --> closed
 ///    |           |            |           |
-///    +-> failed <+            +-----------+--> rolling-back --> leaving --> resident
+///    +-> failed <+            +-----------+--> rolling-back --> leaving --> removing --> removed
+///                                                                              |
+///                                                                              +------> resident
 /// ```
 ///
 /// It goes back from `closed` to `draining` when somebody comes to old code that was filled with traps.
@@ -31,8 +33,12 @@ pub enum PatchState {
     RollingBack,
     /// Each new call runs the old code again; some threads are still in the new.
     Leaving,
-    /// Nobody runs the new code any more; its module stays in the guest.
+    /// Nobody runs the new code any more; its module is being unloaded.
+    Removing,
+    /// Nobody runs the new code any more, and it is not known that nobody ever will: its module stays in the guest.
     Resident,
+    /// Nothing of it is in the guest any more.
+    Removed,
     /// It was not applied. The guest runs its old code.
     Failed,
     /// The kernel that it was for does not run any more, or what it has changed was unloaded.
@@ -55,7 +61,9 @@ impl fmt::Display for PatchState {
             Self::Closed => "closed",
             Self::RollingBack => "rolling back",
             Self::Leaving => "leaving",
+            Self::Removing => "removing",
             Self::Resident => "resident",
+            Self::Removed => "removed",
             Self::Failed => "failed",
             Self::Gone => "gone",
         })
