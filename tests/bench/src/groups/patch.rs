@@ -269,7 +269,7 @@ fn apply(lucos: &Lucos, file: &[u8]) -> Result<Switch> {
 
 fn roll_back(lucos: &Lucos, id: u64) -> Result<Switch> {
     let info = lucos.put(&format!("patch.rollback?id={id}"), &[])?;
-    follow(lucos, &info, "resident")
+    follow(lucos, &info, "removed")
 }
 
 /// Waits until a patch is in a state.

@@ -38,13 +38,13 @@ pub(super) fn applied_to(bench: &mut Bench) -> Result<()> {
     bench.wait_for(1, "closed", COMMAND)?;
 
     let info = patch(&bench.vm.try_lucos("rollback 1 --wait")?, 0)?;
-    ensure!(info["state"] == "resident", "{info}");
+    ensure!(info["state"] == "removed", "{info}");
     ensure!(bench.vm.run("cat /proc/version")? == before, "rolled back, and not as before");
     bench.text_is_the_images()?;
 
-    // Once more, from what is still there.
+    // Once more: it is loaded anew.
     let info = patch(&bench.apply(&lup, &["--unsigned", "--wait"])?, 0)?;
-    ensure!(info["state"] == "closed" && info["id"] == 1, "{info}");
+    ensure!(info["state"] == "closed" && info["id"] == 2, "{info}");
     ensure!(bench.vm.run("cat /proc/version")? == after, "applied again, and not as before");
     println!("a switch took {} us", info["paused_us"]);
     bench.vm.power_off()

@@ -123,7 +123,7 @@ pub(super) fn always_inside(kind: &'static str) -> Result<()> {
     bench.are_inside(true)?;
     let info = patch(&bench.vm.try_lucos(&format!("rollback {id}"))?, 0)?;
     ensure!(info["state"] == "leaving", "{info}");
-    bench.drain(id, "leaving", "resident", |_| "same-wait".to_owned())?;
+    bench.drain(id, "leaving", "removed", |_| "same-wait".to_owned())?;
     bench.put_to_sleep()?;
     bench.are_inside(false)?;
     bench.text_is_the_images()?;

@@ -7,6 +7,7 @@ mod inside;
 mod module;
 mod policy;
 mod refusals;
+mod removal;
 mod restless;
 mod told;
 mod tombstones;
@@ -55,6 +56,11 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::gone_after_a_kexec", Tier::Gate, || gone::kexec("6.1-cloud")),
     Test::with_alarms("patch::gone_after_a_kdump", Tier::Full, || gone::kdump("6.1-cloud")),
     Test::new("patch::agent_killed_at_any_point", Tier::Full, || gone::agent_killed("6.1-cloud")),
+    Test::new("patch::removed_6_1_cloud", Tier::Gate, || removal::removed("6.1-cloud")),
+    Test::new("patch::removed_6_12_cloud", Tier::Full, || removal::removed("6.12-cloud")),
+    Test::new("patch::removed_when_nobody_holds_it", Tier::Gate, || removal::held("6.1-cloud")),
+    Test::new("patch::stays_if_it_keeps_an_address", Tier::Gate, || removal::kept("6.1-cloud")),
+    Test::new("patch::agent_killed_while_it_is_removed", Tier::Full, || removal::agent_killed("6.1-cloud")),
     Test::new("patch::always_inside_6_1_cloud", Tier::Gate, || inside::always_inside("6.1-cloud")),
     Test::new("patch::always_inside_6_12_cloud", Tier::Full, || inside::always_inside("6.12-cloud")),
     Test::new("patch::always_inside_6_1_rt", Tier::Full, || {

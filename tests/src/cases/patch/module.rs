@@ -42,7 +42,8 @@ pub(super) fn patched(kind: &'static str) -> Result<()> {
     bench.answers(NEW)?;
     patch(&bench.vm.try_lucos(&format!("rollback {id} --wait"))?, 0)?;
     bench.answers(OLD)?;
-    patch(&bench.apply(&lup, &["--unsigned", "--wait"])?, 0)?;
+    let info = patch(&bench.apply(&lup, &["--unsigned", "--wait"])?, 0)?;
+    let id = info["id"].as_u64().unwrap_or_default();
     bench.answers(NEW)?;
 
     // It goes while the patch is applied.
