@@ -117,11 +117,7 @@ impl Owner {
                 self.hear_agent();
                 self.publish();
             }
-            Event::Met(met) => {
-                self.meeting = Some(Meeting::of(met));
-                self.meet();
-                self.publish();
-            }
+            Event::Met(met) => self.meet(Meeting::of(met)),
             Event::Stubs => {
                 self.hear_stubs();
                 self.publish();
@@ -318,9 +314,8 @@ impl Owner {
         if self.unknown.is_some_and(|(_, due)| due <= now) {
             self.check();
         }
-        if self.meeting.is_some_and(|meeting| meeting.due() <= now) {
-            self.meet();
-            self.publish();
+        if let Some(meeting) = self.meeting.take_if(|meeting| meeting.due() <= now) {
+            self.meet(meeting);
         }
         let due: Vec<PatchId> = self
             .jobs
@@ -386,9 +381,7 @@ impl Owner {
             job.go(Step::Gone, Some(why.to_owned()));
         }
         self.show_written();
-        self.show_tombstones();
-        self.meeting = None;
-        self.inbox.updates.tombstones().heard();
+        self.forget_tombstones();
     }
 
     /// Makes room for another patch among those that are of no more use.

@@ -83,9 +83,20 @@ impl Owner {
         job.go(step, why);
     }
 
+    /// The kernel that they were in is gone.
+    pub(super) fn forget_tombstones(&mut self) {
+        self.meeting = None;
+        self.show_tombstones();
+        self.inbox.updates.tombstones().heard();
+    }
+
     /// Puts old code back for the one who waits for it.
-    pub(super) fn meet(&mut self) {
-        let Some(Meeting { met, tries }) = self.meeting.take() else { return };
+    pub(super) fn meet(&mut self, meeting: Meeting) {
+        self.put_back(meeting);
+        self.publish();
+    }
+
+    fn put_back(&mut self, Meeting { met, tries }: Meeting) {
         let tombstones = self.inbox.updates.tombstones();
         let patched = self.jobs.values().find(|job| job.tombstones > 0);
         let Some(generation) = patched.map(|job| job.generation.clone()) else {
