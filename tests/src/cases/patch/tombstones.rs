@@ -12,9 +12,6 @@ use crate::deadlines::{COMMAND, LONG_COMMAND};
 use crate::images;
 use crate::lup::Lup;
 
-/// What is written on a kernel's console when something of it is broken.
-const DMESG: &str = "dmesg | grep -c -E 'BUG|Oops|WARNING|int3|general protection' || true";
-
 /// A tracepoint in a function that is filled: a static key.
 const RENAME: &str = "/sys/kernel/tracing/events/task/task_rename/enable";
 /// Renames a task, and prints how often the tracepoint has fired for that.
@@ -66,6 +63,7 @@ impl Bench {
 
 pub(super) fn filled(kind: &'static str) -> Result<()> {
     let mut bench = Bench::start(kind, 2)?;
+    // Warnings are to be on the console, where the harness finds them.
     bench.vm.run("mount -t tracefs tracefs /sys/kernel/tracing; dmesg -n 5")?;
     let base = bench.written()?;
 
@@ -75,11 +73,6 @@ pub(super) fn filled(kind: &'static str) -> Result<()> {
     probed(&mut bench)?;
 
     ensure!(bench.written()? == base, "not all is as it was");
-    ensure!(
-        bench.vm.run(DMESG)?.trim() == "0",
-        "the kernel complains: {}",
-        bench.vm.run("dmesg | tail -50")?
-    );
     bench.vm.power_off()
 }
 
@@ -259,11 +252,6 @@ pub(super) fn stale(kind: &'static str) -> Result<()> {
     ensure!(exits(&bench)? == met && bench.state(id)?["tombstones"] == 0, "it was filled again");
     bench.roll_back_to(id, 0)?;
     is_right(&mut bench)?;
-    ensure!(
-        bench.vm.run(DMESG)?.trim() == "0",
-        "the kernel complains: {}",
-        bench.vm.run("dmesg | tail -50")?
-    );
     println!("{filled} bytes were filled; the one who came has left the guest {met} times");
     bench.vm.power_off()
 }
