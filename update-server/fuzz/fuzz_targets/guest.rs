@@ -14,6 +14,7 @@ use update_server::image::Image;
 use update_server::kernel::locate::Place;
 use update_server::kernel::model::Model;
 use update_server::kernel::paging::PageTables;
+use update_server::kernel::probe_owners::probe_owners;
 use update_server::kernel::running::Running;
 
 use lying_guest::LyingGuest;
@@ -41,5 +42,8 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = survey.verify(&kernel, &guest);
         let census = survey.census();
         assert!(census.stacks().all(|stack| stack.frames.len() < 4096));
+        for probe in census.loaded.probes.iter().take(4) {
+            let _ = probe_owners(&kernel, probe.at);
+        }
     }
 });
