@@ -20,13 +20,13 @@ __attribute__((section(".exit.text"))) void cleanup_module(void) {}
 __attribute__((section(".exit.data"), used)) static void *kept = cleanup_module;
 "#;
 /// What the cases use.
-const OUTSIDE: &str = r#"
+const OUTSIDE: &str = r"
 extern int outside(const void *), seq_puts(void *, const char *), _printk(const char *, ...);
 extern void *memcpy(void *, const void *, unsigned long);
 extern void *somewhere;
 struct error { const char *text; };
 int new_one(int x);
-"#;
+";
 
 fn compile(source: &str) -> PatchModule {
     let folder = tempfile::tempdir().unwrap();
@@ -71,7 +71,7 @@ fn a_module_that_keeps_its_addresses_to_itself_can_go() {
         ),
         (
             "a loop over data",
-            r#"static const int table[9] = { 1, 2, 3, 9 }; int new_one(int x) { const int *at; for (at = table; at < table + 9; at++) x += outside(0) * *at; return x; }"#,
+            r"static const int table[9] = { 1, 2, 3, 9 }; int new_one(int x) { const int *at; for (at = table; at < table + 9; at++) x += outside(0) * *at; return x; }",
         ),
         (
             "where it is, for people",

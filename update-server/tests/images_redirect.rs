@@ -77,10 +77,10 @@ impl<'p> Bench<'p> {
         }
     }
 
-    /// RSP and 8 or 16, a call's frame (arch/x86/include/asm/orc_types.h: ORC_REG_SP 5, ORC_TYPE_CALL 0, and 2 since 6.4).
+    /// RSP and 8 or 16, a call's frame (`arch/x86/include/asm/orc_types.h`: `ORC_REG_SP` 5, `ORC_TYPE_CALL` 0, and 2 since 6.4).
     fn placeholder(&self, index: u64) -> [u8; 6] {
         let kind = if self.model.image().release().starts_with("6.1.") { 0 } else { 2 };
-        [if index % 2 == 0 { 8 } else { 16 }, 0, 0, 0, 5, kind]
+        [if index.is_multiple_of(2) { 8 } else { 16 }, 0, 0, 0, 5, kind]
     }
 
     /// A patch of the first function that can be patched while somebody sleeps in it.

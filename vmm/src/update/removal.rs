@@ -244,7 +244,7 @@ impl Owner {
         for job in self.jobs.values_mut().filter(|job| job.admitted.module == module) {
             match job.step() {
                 Step::Removing(Removal { stage: Stage::Releasing { .. }, .. }) => {
-                    job.go(Step::Resident, None)
+                    job.go(Step::Resident, None);
                 }
                 Step::Removing(_) => free = false,
                 Step::Resident if self.server.is_released(job.id) => {

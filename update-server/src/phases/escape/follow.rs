@@ -88,7 +88,7 @@ impl<'a> Text<'a> {
                 }
                 FlowControl::Call => match callee {
                     Callee::Other(name) if known::RETURNING.contains(&name) => {
-                        left.push((next, Register::RAX))
+                        left.push((next, Register::RAX));
                     }
                     // Those that are no arguments, it does not look at; after it there is something else in any.
                     Callee::Other(name) if is_forgetting(name) => {}
