@@ -117,11 +117,11 @@ pub(super) fn told(kind: &'static str) -> Result<()> {
     ensure!(info["state"] == "leaving", "{info}");
     bench.are_held(id, all)?;
     bench.stacks_are_true()?;
-    bench.wake_each(id, "resident")?;
+    bench.wake_each(id, "removed")?;
 
     // To and fro while they sleep: each still leaves through its stub, whatever is old and what is new by then.
     bench.put_to_sleep()?;
-    bench.applied_told()?;
+    let id = bench.applied_told()?["id"].as_u64().context("no number")?;
     bench.wait_until(id, COMMAND, |info| info["state"] == "draining")?;
     bench.are_held(id, all)?;
     patch(&bench.vm.try_lucos(&format!("rollback {id}"))?, 0)?;
@@ -137,9 +137,9 @@ pub(super) fn told(kind: &'static str) -> Result<()> {
     // Its shell sleeps in poll, too, until it is told something.
     bench.vm.run("mount -t tracefs tracefs /sys/kernel/tracing")?;
     bench.vm.run(TRACE)?;
-    bench.wait_until(id, COMMAND, |info| info["state"] == "resident")?;
+    bench.wait_until(id, COMMAND, |info| info["state"] == "removed")?;
     bench.put_to_sleep()?;
-    bench.applied_told()?;
+    let id = bench.applied_told()?["id"].as_u64().context("no number")?;
     bench.wait_until(id, COMMAND, |info| info["state"] == "draining")?;
     let info = bench.are_held(id, 0)?;
     println!("traced: {}", info["holders"]);
