@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use update_server::phases::escape::Stays;
-use update_server::phases::link::PatchModule;
+use update_server::phases::patch_module::PatchModule;
 
 /// What every module has: it pins itself, and can be unloaded.
 const SKELETON: &str = r#"

@@ -15,8 +15,8 @@ use patch_module::linked_by_others;
 
 use update_server::image::Image;
 use update_server::phases::admit::{NotAdmitted, admit};
-use update_server::phases::link::ModuleError;
 use update_server::phases::module_function::ModuleFunction;
+use update_server::phases::patch_module::ModuleError;
 use update_server::phases::place::NoPlace;
 use update_server::phases::tombstones;
 use update_server::server::{self, Old};

@@ -15,7 +15,7 @@ use small_guest::{Guest, Plan};
 use update_server::addr::Gva;
 use update_server::guest::Paused;
 use update_server::kernel::running::Running;
-use update_server::phases::link::{ModuleError, PatchModule};
+use update_server::phases::patch_module::{ModuleError, PatchModule};
 
 #[test]
 fn what_the_guest_has_loaded_is_told_from_what_it_has_not() {

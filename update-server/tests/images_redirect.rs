@@ -17,7 +17,7 @@ use update_server::guest::{Paused, Vcpu};
 use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
 use update_server::phases::drain::Draining;
-use update_server::phases::link::PatchModule;
+use update_server::phases::patch_module::PatchModule;
 use update_server::phases::place::OldFunction;
 use update_server::phases::stack_check::Presence;
 use update_server::server::{

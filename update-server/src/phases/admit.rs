@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use lucos_lup::manifest::{self, Draining, Function, Manifest};
 
-use super::link::{ModuleError, PatchModule};
 use super::module_function::ModuleFunction;
 use super::object::is_filler;
+use super::patch_module::{ModuleError, PatchModule};
 use super::place::{NoPlace, OldFunction};
 use super::tombstones;
 use crate::image::{Image, Symbol};

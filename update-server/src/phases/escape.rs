@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{Code as Opcode, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use object::elf::{R_X86_64_NONE, SHF_ALLOC, SHN_ABS};
 
-use super::link::{PatchModule, Relocation, Section, Symbol};
+use super::patch_module::{PatchModule, Relocation, Section, Symbol};
 use crate::limits::FOLLOWED_ADDRESSES;
 
 /// Why a patch's module is never unloaded.

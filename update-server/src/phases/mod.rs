@@ -3,6 +3,7 @@
 //! | phase | what it answers |
 //! |---|---|
 //! | [`admit`] | whether the patch is for this kernel |
+//! | [`patch_module`] | what the patch brings, as a module |
 //! | [`link`] | whether what the guest has loaded is the patch |
 //! | [`place`] | where a function can be made to jump to another one |
 //! | [`module_function`] | the same of the kernel's modules, while the guest runs |
@@ -22,6 +23,7 @@ pub mod link;
 pub mod loaded_module;
 pub mod module_function;
 pub mod object;
+pub mod patch_module;
 pub mod place;
 mod probed;
 pub mod quiet;

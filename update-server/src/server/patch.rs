@@ -7,9 +7,9 @@ use crate::addr::Gva;
 use crate::guest::Memory;
 use crate::kernel::modules::Module;
 use crate::kernel::running::Running;
-use crate::phases::link::PatchModule;
 use crate::phases::loaded_module::{LoadedModuleError, live};
 use crate::phases::module_function::ModuleFunction;
+use crate::phases::patch_module::PatchModule;
 use crate::phases::place::OldFunction;
 
 /// By which a patch is called, from when it was added on.

@@ -51,9 +51,7 @@ impl Patch {
         presence: &Presence,
         sections: &BTreeMap<String, Gva>,
     ) -> Plan {
-        match self.module.stubs(sections).filter(|_| self.redirect) {
-            Some(start) => stubs.plan(kernel, census, presence, start),
-            None => Plan::default(),
-        }
+        let start = if self.redirect { self.module.stubs(sections) } else { None };
+        start.map(|start| stubs.plan(kernel, census, presence, start)).unwrap_or_default()
     }
 }

@@ -4,8 +4,8 @@ use super::patch::{PatchId, State};
 use crate::addr::Gva;
 use crate::journal::JournalError;
 use crate::kernel::space::ReadError;
-use crate::phases::link::ModuleError;
 use crate::phases::loaded_module::LoadedModuleError;
+use crate::phases::patch_module::ModuleError;
 use crate::phases::rewrite::TextError;
 use crate::phases::stack_check::Holder;
 

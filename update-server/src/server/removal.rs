@@ -27,7 +27,7 @@ pub enum Held {
 impl UpdateServer {
     /// Takes back what keeps the guest from unloading the module `module` of a patch, which is at `sections`. Nobody may be in its
     /// code, and nobody may have a reference to it. Whether an address of it may be left elsewhere is not asked here
-    /// ([`crate::phases::link::PatchModule::stays`]). Returns [`Held::Absent`] if the guest does not have the module.
+    /// ([`crate::phases::patch_module::PatchModule::stays`]). Returns [`Held::Absent`] if the guest does not have the module.
     ///
     /// From then on the patch cannot be applied until [`Self::hold`] was called.
     pub fn release<M: Paused>(
