@@ -6,8 +6,8 @@ use std::ops::Range;
 use lucos_lup::module::stubs;
 use object::LittleEndian;
 use object::elf::{
-    EM_X86_64, ET_REL, FileHeader64, RelocationType, SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHN_COMMON, SHN_ABS,
-    SHN_UNDEF, SHT_NOBITS, SHT_RELA,
+    EM_X86_64, ET_REL, FileHeader64, RelocationType, SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHN_ABS,
+    SHN_COMMON, SHN_UNDEF, SHT_NOBITS, SHT_RELA,
 };
 use object::read::elf::{FileHeader, Rela, SectionHeader, Sym};
 

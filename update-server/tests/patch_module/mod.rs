@@ -32,7 +32,7 @@ const OUTSIDE: Gva = Gva(0xffff_ffff_8100_1234);
 const COUNTER: Gva = Gva(0xffff_ffff_8200_5678);
 
 /// Where its stubs are.
-pub(crate) const STUBS: Gva = Gva(0xffff_ffff_c000_e000);
+pub(crate) const STUBS: Gva = Gva(0xffff_ffff_c000_d400);
 
 fn run(program: &str, arguments: &[&str], folder: &Path) {
     let output = Command::new(program).args(arguments).current_dir(folder).output().unwrap();

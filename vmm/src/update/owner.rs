@@ -164,6 +164,14 @@ impl Owner {
             job.go(Step::Applying(Tries::within(limit.get())), None);
             return Ok(job.info());
         }
+        if let Some(id) = self.removed(&admitted) {
+            self.asked.remove(&id);
+            let step = self.load(id, &admitted, &generation, limit.get())?;
+            let job = self.jobs.get_mut(&id).expect("it was found");
+            (job.limit, job.admitted, job.generation) = (limit.get(), admitted, generation);
+            job.go(step, None);
+            return Ok(job.info());
+        }
         self.forget_oldest();
         let id = self
             .server
@@ -181,6 +189,13 @@ impl Owner {
         let info = job.info();
         self.jobs.insert(id, job);
         Ok(info)
+    }
+
+    /// The patch that `admitted` was before it was removed: it keeps its number.
+    fn removed(&self, admitted: &Admitted) -> Option<PatchId> {
+        let removed = self.jobs.values().filter(|job| job.state() == PatchState::Removed);
+        let mut same = removed.filter(|job| job.admitted.is(admitted));
+        same.next_back().map(|job| job.id)
     }
 
     /// Asks the agent to load a patch's module.

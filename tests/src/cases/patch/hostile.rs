@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{Bench, patch};
+use crate::deadlines::COMMAND;
 use crate::process::Output;
 
 /// A kind of lie.
@@ -52,7 +53,11 @@ struct Outcomes {
 /// Whatever the guest does meanwhile, a patch is applied as a whole or not at all, and says why.
 pub(super) fn lies(kind: &'static str) -> Result<()> {
     let mut bench = Bench::start(kind, 2)?;
-    // The guest has the module from here on, and it can be lied about.
+    // The guest has the module from here on, and it can be lied about: somebody there holds it.
+    patch(&bench.apply(&bench.version()?, &["--unsigned", "--wait"])?, 0)?;
+    bench.vm.run("insmod /lucos_trial.ko; echo lucos_patch > /sys/module/lucos_trial/parameters/hold")?;
+    patch(&bench.vm.try_lucos("rollback 1")?, 0)?;
+    bench.is_out(1)?;
     bench.truth()?;
     bench.vm.run("insmod /lucos_hostile.ko")?;
     for attack in &ATTACKS {
@@ -106,15 +111,22 @@ impl Bench {
         said.lines().filter(is_it).count()
     }
 
+    /// Waits until a patch is rolled back and nobody is in it; its module is held.
+    fn is_out(&self, id: u64) -> Result<()> {
+        let is_out = |info: &Value| info["state"] == "removing" || info["state"] == "resident";
+        self.wait_until(id, COMMAND, is_out).map(drop)
+    }
+
     /// Everything works, and the guest is what it was.
     fn truth(&mut self) -> Result<()> {
         self.text_is_the_images()?;
         ensure!(!self.is_patched()?, "there is something left of it");
         let info = patch(&self.apply(&self.version()?, &["--unsigned", "--wait"])?, 0)?;
-        let id = &info["id"];
+        let id = info["id"].as_u64().context("no number")?;
         ensure!(self.is_patched()?, "the new code does not run");
         self.text_is_the_images()?;
-        patch(&self.vm.try_lucos(&format!("rollback {id} --wait"))?, 0)?;
+        patch(&self.vm.try_lucos(&format!("rollback {id}"))?, 0)?;
+        self.is_out(id)?;
         ensure!(!self.is_patched()?, "the old code does not run");
         self.text_is_the_images()
     }

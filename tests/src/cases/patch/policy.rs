@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 
 use super::{Bench, patch};
 use crate::deadlines::COMMAND;
@@ -33,9 +34,8 @@ pub(super) fn quiescent(kind: &'static str) -> Result<()> {
     bench.text_is_the_images()?;
 
     let waiting = bench.begin_to_apply(&lup, &["--unsigned"])?;
-    let applying = bench.wait_for(2, "applying", COMMAND)?;
-    let holders = applying["holders"].as_array().map_or(0, Vec::len);
-    ensure!(holders == INSIDE, "{holders} are shown: {applying}");
+    let holders = |info: &Value| info["holders"].as_array().map_or(0, Vec::len);
+    bench.wait_until(2, COMMAND, |info| info["state"] == "applying" && holders(info) == INSIDE)?;
     std::thread::sleep(Duration::from_secs(2));
     ensure!(!waiting.is_finished(), "{:?}", waiting.join());
     // Old code as long as one is inside.
