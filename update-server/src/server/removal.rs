@@ -111,6 +111,11 @@ impl UpdateServer {
         Ok(Held::Here)
     }
 
+    /// Whether the code of a patch that is not applied has been, so that somebody may be in it.
+    pub fn has_run(&self, id: PatchId) -> bool {
+        self.entry(id).is_ok_and(|entry| entry.sections.is_some())
+    }
+
     /// Whether the guest may unload a patch's module at any moment.
     pub fn is_released(&self, id: PatchId) -> bool {
         self.entry(id).is_ok_and(|entry| entry.released)
@@ -141,7 +146,8 @@ impl UpdateServer {
             let is_patched = |function: &super::Switched| {
                 function.old.home.module().is_some_and(|patched| patched.name == module)
             };
-            let is_same = other.sections.as_deref().is_some_and(|other| other.get(".text") == text);
+            let is_same =
+                other.sections.as_deref().is_some_and(|other| text.is_some() && other.get(".text") == text);
             other.sections.is_some() && other.patch.imports.values().any(imports)
                 || other.switched.iter().any(is_patched)
                 || other.state == State::Applied && is_same

@@ -12,7 +12,7 @@ use update_server::server::{PatchId, UpdateServer};
 
 use super::access::{Access, generation};
 use super::admission::{Admitted, Origin};
-use super::job::{Job, Step, Tries};
+use super::job::{Job, Looks, Step, Tries};
 use super::linking;
 use super::removal::Waiting;
 use super::switch::Deadline;
@@ -78,7 +78,8 @@ impl Owner {
         self.publish();
         loop {
             let other = self.unknown.map(|(_, due)| due).into_iter().chain(self.meeting.map(Meeting::due));
-            let due = self.jobs.values().filter_map(Job::due).chain(other).min();
+            let waiting = self.waiting.iter().map(|waiting| waiting.until);
+            let due = self.jobs.values().filter_map(Job::due).chain(other).chain(waiting).min();
             let event = match due {
                 Some(due) => {
                     let wait = due.saturating_duration_since(Instant::now());
@@ -144,10 +145,12 @@ impl Owner {
         }
         let generation = generation(&*self.access)?;
         self.compare(&generation);
-        let known = self.jobs.values().find(|job| job.name() == name && job.is_in_guest());
+        // One that was not applied may have left its module behind.
+        let has_module = |job: &Job| job.is_in_guest() || matches!(job.step(), Step::Resident);
+        let known = self.jobs.values().find(|job| job.name() == name && has_module(job));
         if let Some(known) = known {
             let (id, state) = (known.id, known.state());
-            if !matches!(state, PatchState::Leaving | PatchState::Resident) {
+            if !matches!(known.step(), Step::Leaving(_) | Step::Resident) {
                 let why = format!("{name} is patch {} already, and {state}", id.0);
                 return Err(refused("already_applied", why));
             }
@@ -219,11 +222,10 @@ impl Owner {
                 self.link.withdraw(request);
                 job.go(Step::Failed, Some("it was taken back before it was applied".to_owned()));
             }
-            Step::Applying(_) => {
-                self.remove_module(id);
-            }
-            // Another try to remove what was left.
-            Step::Resident => self.remove_module(id),
+            // It may have been on its way out before.
+            Step::Applying(_) if self.server.has_run(id) => job.go(Step::Leaving(Looks::begin()), None),
+            // Or another try to remove what was left.
+            Step::Applying(_) | Step::Resident => self.remove_module(id),
             Step::Draining(_) | Step::Filling(_) | Step::Closed => {
                 job.limit = limit.get();
                 job.go(Step::RollingBack(Tries::within(job.limit)), None);
@@ -404,7 +406,8 @@ impl Owner {
         if self.jobs.len() < update_server::limits::PATCHES {
             return;
         }
-        let is_over = |job: &&Job| !job.is_in_guest() && job.due().is_none();
+        let server = &self.server;
+        let is_over = |job: &&Job| !job.is_in_guest() && job.due().is_none() && !server.is_released(job.id);
         let oldest = self.jobs.values().find(is_over).map(|job| job.id);
         if let Some(id) = oldest
             && self.server.remove(id).is_ok()

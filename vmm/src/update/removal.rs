@@ -26,11 +26,16 @@ const UNLOAD_LIMIT: Duration = Duration::from_secs(30);
 /// `EWOULDBLOCK` (include/uapi/asm-generic/errno-base.h, `EAGAIN`): the module is used.
 const EWOULDBLOCK: u32 = 11;
 
+/// For how long a patch waits for another's module to go: longer than the agent may take, and less than a request may.
+const WAIT_LIMIT: Duration = Duration::from_secs(45);
+
 /// A patch that is to be applied when its module, which is about to be unloaded, has gone.
 pub(super) struct Waiting {
     admitted: Admitted,
     limit: Deadline,
     reply: Reply,
+    /// Until when it waits.
+    pub(super) until: Instant,
 }
 
 /// What a pause has shown.
@@ -68,6 +73,11 @@ impl Owner {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let stays = job.admitted.patch.module.stays().map(|why| why.to_string());
         match user.map(|user| format!("patch {user} uses the same module")).or(stays) {
+            // Given free, and not held again in time: that comes first.
+            _ if self.server.is_released(id) => {
+                let hold = Removal::begin().at(Stage::Holding { due: Instant::now() });
+                job.go(Step::Removing(hold), None);
+            }
             Some(why) => job.go(Step::Resident, Some(why)),
             None => job.go(Step::Removing(Removal::begin()), None),
         }
@@ -213,7 +223,6 @@ impl Owner {
                 }
             }
             Looked::Never(why) | Looked::NotNow(why) => job.go(Step::Resident, Some(why)),
-            Looked::Gone if job.settle_failed() => {}
             Looked::Gone => self.gone(ANOTHER_KERNEL),
             Looked::Here => {}
         }
@@ -221,17 +230,40 @@ impl Owner {
 
     /// Answers a request to apply a patch, if need be when a module of its name that is about to be unloaded has gone.
     pub(super) fn apply_when_free(&mut self, admitted: Admitted, limit: Deadline, reply: Reply) {
-        self.waiting.push(Waiting { admitted, limit, reply });
+        for id in self.released(&admitted.module) {
+            self.remove_module(id);
+        }
+        self.waiting.push(Waiting { admitted, limit, reply, until: Instant::now() + WAIT_LIMIT });
         self.serve_waiting();
+    }
+
+    /// Patches whose module `module` was given free, and that nothing is done about.
+    fn released(&self, module: &str) -> Vec<PatchId> {
+        let mut released: Vec<PatchId> = Vec::new();
+        for job in self.jobs.values().filter(|job| job.admitted.module == module) {
+            if matches!(job.step(), Step::Resident) && self.server.is_released(job.id) {
+                released.push(job.id);
+            }
+        }
+        released
     }
 
     /// Serves those who have waited for long enough.
     pub(super) fn serve_waiting(&mut self) {
         for waiting in std::mem::take(&mut self.waiting) {
             if self.is_free(&waiting.admitted.module) {
+                let module = waiting.admitted.module.clone();
                 let answer = self.apply(waiting.admitted, waiting.limit);
+                if answer.is_err() {
+                    self.go_on_removing_all(&module);
+                }
                 self.publish();
                 drop(waiting.reply.send(answer));
+            } else if waiting.until <= Instant::now() {
+                let module = &waiting.admitted.module;
+                let why =
+                    format!("the guest is unloading module {module}, and has not done so in time; try again");
+                drop(waiting.reply.send(Err(ControlError::PatchRefused { code: "module_goes", why })));
             } else {
                 self.waiting.push(waiting);
             }
@@ -244,18 +276,23 @@ impl Owner {
         for job in self.jobs.values_mut().filter(|job| job.admitted.module == module) {
             match job.step() {
                 Step::Removing(Removal { stage: Stage::Releasing { .. }, .. }) => {
-                    job.go(Step::Resident, None);
+                    job.go(Step::Resident, Some("a patch with the same module is being applied".to_owned()));
                 }
                 Step::Removing(_) => free = false,
-                Step::Resident if self.server.is_released(job.id) => {
-                    let hold = Removal::begin().at(Stage::Holding { due: Instant::now() });
-                    job.go(Step::Removing(hold), job.why.clone());
-                    free = false;
-                }
+                Step::Resident if self.server.is_released(job.id) => free = false,
                 _ => {}
             }
         }
         free
+    }
+
+    /// Goes on with removals that have made room for a patch that was not applied after all.
+    fn go_on_removing_all(&mut self, module: &str) {
+        let stopped = |job: &&Job| job.admitted.module == module && matches!(job.step(), Step::Resident);
+        let stopped: Vec<PatchId> = self.jobs.values().filter(stopped).map(|job| job.id).collect();
+        for id in stopped {
+            self.remove_module(id);
+        }
     }
 }
 

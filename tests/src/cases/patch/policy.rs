@@ -1,6 +1,6 @@
 //! Old and new code that may not run at the same time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -34,8 +34,12 @@ pub(super) fn quiescent(kind: &'static str) -> Result<()> {
     bench.text_is_the_images()?;
 
     let waiting = bench.begin_to_apply(&lup, &["--unsigned"])?;
+    let begin = Instant::now();
     let holders = |info: &Value| info["holders"].as_array().map_or(0, Vec::len);
-    bench.wait_until(2, COMMAND, |info| info["state"] == "applying" && holders(info) == INSIDE)?;
+    let waits = |info: &Value| info["state"] == "applying" && holders(info) == INSIDE;
+    while !bench.vm.lucos("list")?["patches"].as_array().is_some_and(|all| all.iter().any(waits)) {
+        ensure!(begin.elapsed() < COMMAND, "those who are inside are not shown: {}", bench.vm.lucos("list")?);
+    }
     std::thread::sleep(Duration::from_secs(2));
     ensure!(!waiting.is_finished(), "{:?}", waiting.join());
     // Old code as long as one is inside.
@@ -45,7 +49,7 @@ pub(super) fn quiescent(kind: &'static str) -> Result<()> {
     let info = patch(&output, 0)?;
     ensure!(info["state"] == "closed", "{info}");
     ensure!(bench.vm.run("pauser new")?.contains("new: pause ended with error 11"), "new calls run old code");
-    patch(&bench.vm.try_lucos("rollback 2")?, 0)?;
+    patch(&bench.vm.try_lucos(&format!("rollback {}", info["id"]))?, 0)?;
     bench.text_is_the_images()?;
     println!("{} tries before it was applied", info["attempts"]);
     bench.vm.power_off()
