@@ -224,7 +224,7 @@ fn build(arguments: &Image) -> Result<()> {
         }
     }
     if wanted(ImageName::Same) {
-        for (_, path) in fixes::same_patches_of_all(&cache)? {
+        for (_, path) in fixes::same_patches_of_all(&cache, true)? {
             println!("{}", path.display());
         }
     }

@@ -152,7 +152,7 @@ fn everything(extent: Extent, only: &Only, deadline: Deadline) -> Result<Report>
             let suites = sessions.into_iter().map(|session| session.run(Show::Never, deadline));
             Ok(suites.collect::<Result<Vec<_>>>()?.concat())
         });
-        let large = scope.spawn(inputs::large);
+        let large = scope.spawn(move || inputs::large(extent == Extent::Full));
         let mut again = Vec::new();
         here(&programs, only, deadline, &mut report, Some(&mut again))?;
         let images = [small, join(large)?].concat();

@@ -43,8 +43,8 @@ pub(super) fn small() -> Result<Vec<Image>> {
     Ok(list)
 }
 
-/// The other kernels, every initramfs, and the full Debian.
-pub(super) fn large() -> Result<Vec<Image>> {
+/// The other kernels, every initramfs, and the full Debian; what only the long run uses, if it is `full`.
+pub(super) fn large(full: bool) -> Result<Vec<Image>> {
     let step = Step::start("preparing the other guests");
     let cache = Cache::open()?;
     let mut list = Vec::new();
@@ -61,9 +61,11 @@ pub(super) fn large() -> Result<Vec<Image>> {
     }
     list.push(image("debian.img", images::debian(&cache)?));
     list.extend(holes_of(&cache)?);
-    let same = fixes::same_patches_of_all(&cache)?;
-    let compiled = same.iter().any(|(name, _)| name.ends_with(images::REALTIME));
-    list.extend(realtime(&cache, compiled)?);
+    let same = fixes::same_patches_of_all(&cache, full)?;
+    if full {
+        let compiled = same.iter().any(|(name, _)| name.ends_with(images::REALTIME));
+        list.extend(realtime(&cache, compiled)?);
+    }
     list.extend(same.into_iter().map(|(name, path)| image(format!("{name}.lup"), path)));
     step.done();
     Ok(list)
