@@ -47,7 +47,10 @@ pub const EXIT_CODES: &[(u8, &str)] = &[
     (NO_VMM, "there is no VMM at the socket"),
     (REFUSED, "the patch is not taken: its file, its signature, its kernel, or the guest's settings"),
     (NOT_DONE, "the patch could not be applied or rolled back; what it was to change is as it was"),
-    (GONE, "the guest has started another kernel, and the patch went with the old one"),
+    (
+        GONE,
+        "the guest has started another kernel, or has unloaded what was patched, and the patch went with that",
+    ),
 ];
 
 /// Control a running virtual machine
