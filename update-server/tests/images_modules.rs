@@ -8,12 +8,10 @@ mod patch_module;
 mod small_guest;
 
 use std::collections::BTreeMap;
-use std::fs;
 
-use images::models;
 use made_up_module::{CODE, FUNCTION, HOLES, LEN, MadeUp, NAME, PLACE, SITES, at, function};
-use patch_module::{linked_by_others, put, resolve};
-use small_guest::{Guest, Plan, physical, random};
+use patch_module::{InGuest, in_guests, put, resolve};
+use small_guest::{Guest, physical, random};
 use update_server::addr::{Gpa, Gva};
 use update_server::census::{self, Census};
 use update_server::guest::{Memory, Paused};
@@ -41,21 +39,12 @@ struct Bench<'p> {
 }
 
 fn bench(test: &str, run: impl Fn(&str, Bench<'_>)) {
-    let folder = tempfile::tempdir().unwrap();
-    let (sections, linked) = linked_by_others(folder.path());
-    let module = PatchModule::read(&fs::read(folder.path().join("patch.o")).unwrap()).unwrap();
-    for (name, model) in models(test) {
-        let plan = Plan::new(&model);
-        let guest = Guest::new(&plan);
-        for (at, bytes) in &linked {
-            put(&guest, *at, bytes);
-        }
+    in_guests(test, |name, InGuest { guest, model, module, sections }| {
         let server = UpdateServer::default();
-        let bench =
-            Bench { guest, model: &model, server, sections: sections.clone(), module: module.clone() };
+        let bench = Bench { guest, model, server, sections, module: module.clone() };
         bench.made_up().write();
         run(name, bench);
-    }
+    });
 }
 
 fn old() -> ModuleFunction {

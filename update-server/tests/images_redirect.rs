@@ -6,11 +6,9 @@ mod patch_module;
 mod small_guest;
 
 use std::collections::BTreeMap;
-use std::fs;
 
-use images::models;
-use patch_module::{STUBS, linked_by_others, put, resolve};
-use small_guest::{Guest, Plan};
+use patch_module::{InGuest, STUBS, in_guests, put, resolve};
+use small_guest::Guest;
 use update_server::addr::Gva;
 use update_server::census::{self, Census, Frame, Outcome};
 use update_server::guest::{Paused, Vcpu};
@@ -42,21 +40,12 @@ struct Bench<'p> {
 
 /// Runs a test on each kernel, with a patch of a function that somebody sleeps in.
 fn bench(test: &str, run: impl Fn(&str, Bench<'_>, PatchId)) {
-    let folder = tempfile::tempdir().unwrap();
-    let (sections, linked) = linked_by_others(folder.path());
-    let module = PatchModule::read(&fs::read(folder.path().join("patch.o")).unwrap()).unwrap();
-    for (name, model) in models(test) {
-        let plan = Plan::new(&model);
-        let guest = Guest::new(&plan);
-        for (at, bytes) in &linked {
-            put(&guest, *at, bytes);
-        }
-        let mut bench =
-            Bench { guest, model: &model, server: UpdateServer::default(), sections: sections.clone() };
+    in_guests(test, |name, InGuest { guest, model, module, sections }| {
+        let mut bench = Bench { guest, model, server: UpdateServer::default(), sections };
         bench.add_table();
-        let id = bench.add(&module);
+        let id = bench.add(module);
         run(name, bench, id);
-    }
+    });
 }
 
 impl<'p> Bench<'p> {

@@ -7,17 +7,14 @@ mod patch_module;
 mod small_guest;
 
 use std::collections::BTreeMap;
-use std::fs;
 
-use images::models;
-use patch_module::{linked_by_others, put, resolve};
-use small_guest::{Guest, Plan, physical};
+use patch_module::{InGuest, in_guests, put, resolve};
+use small_guest::{Guest, physical};
 use update_server::addr::Gva;
 use update_server::census::{self, Census};
 use update_server::guest::{Paused, Vcpu};
 use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
-use update_server::phases::patch_module::PatchModule;
 use update_server::phases::place::OldFunction;
 use update_server::server::{
     Consistency, Held, Import, NotNow, Old, Patch, PatchId, Refusal, Replacement, SwitchError, UpdateServer,
@@ -42,15 +39,7 @@ struct Bench<'p> {
 }
 
 fn bench(test: &str, run: impl Fn(&str, Bench<'_>)) {
-    let folder = tempfile::tempdir().unwrap();
-    let (sections, linked) = linked_by_others(folder.path());
-    let module = PatchModule::read(&fs::read(folder.path().join("patch.o")).unwrap()).unwrap();
-    for (name, model) in models(test) {
-        let plan = Plan::new(&model);
-        let guest = Guest::new(&plan);
-        for (at, bytes) in &linked {
-            put(&guest, *at, bytes);
-        }
+    in_guests(test, |name, InGuest { guest, model, module, sections }| {
         let import = |name: &str| Import::Image { linked: resolve(name).unwrap(), absolute: false };
         let patch = Patch {
             name: "small".to_owned(),
@@ -67,13 +56,13 @@ fn bench(test: &str, run: impl Fn(&str, Bench<'_>)) {
         };
         let mut server = UpdateServer::default();
         let id = server.add(patch.clone()).unwrap();
-        let mut bench = Bench { guest, model: &model, server, sections: sections.clone(), patch, id };
+        let mut bench = Bench { guest, model, server, sections, patch, id };
         bench.load();
         // As the owner does before the guest is asked.
         let kernel = Running::find(bench.model, &bench.guest, bench.guest.vcpus()).unwrap();
         bench.server.link(id, &kernel, &[]).unwrap();
         run(name, bench);
-    }
+    });
 }
 
 impl Bench<'_> {

@@ -7,11 +7,9 @@ mod patch_module;
 mod small_guest;
 
 use std::collections::BTreeMap;
-use std::fs;
 
-use images::models;
-use patch_module::{linked_by_others, put, resolve};
-use small_guest::{Guest, Plan, physical};
+use patch_module::{InGuest, in_guests, put, resolve};
+use small_guest::{Guest, physical};
 use update_server::addr::Gva;
 use update_server::census::{self, Census, Survey};
 use update_server::guest::{Paused, Vcpu};
@@ -37,18 +35,10 @@ struct Bench<'p> {
 }
 
 fn bench(test: &str, run: impl Fn(&str, Bench<'_>, PatchModule)) {
-    let folder = tempfile::tempdir().unwrap();
-    let (sections, linked) = linked_by_others(folder.path());
-    let module = PatchModule::read(&fs::read(folder.path().join("patch.o")).unwrap()).unwrap();
-    for (name, model) in models(test) {
-        let plan = Plan::new(&model);
-        let guest = Guest::new(&plan);
-        for (at, bytes) in &linked {
-            put(&guest, *at, bytes);
-        }
+    in_guests(test, |name, InGuest { guest, model, module, sections }| {
         let server = UpdateServer::default();
-        run(name, Bench { guest, model: &model, server, sections: sections.clone() }, module.clone());
-    }
+        run(name, Bench { guest, model, server, sections }, module.clone());
+    });
 }
 
 /// The guest's kernel is where it was linked for.

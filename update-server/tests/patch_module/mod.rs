@@ -10,8 +10,11 @@ use std::process::Command;
 
 use update_server::addr::Gva;
 use update_server::guest::Paused;
+use update_server::kernel::model::Model;
+use update_server::phases::patch_module::PatchModule;
 
-use crate::small_guest::{Guest, physical};
+use crate::images::models;
+use crate::small_guest::{Guest, Plan, physical};
 
 /// Every kind of reference that the compiler makes in kernel code: calls, addresses in data and code, strings, tables.
 const SOURCE: &str = r#"
@@ -84,4 +87,27 @@ pub(crate) fn linked_by_others(folder: &Path) -> (BTreeMap<String, Gva>, Vec<Lin
 /// Puts bytes into a guest.
 pub(crate) fn put(guest: &Guest<'_>, at: Gva, bytes: &[u8]) {
     Paused::write(guest, physical(at), bytes).unwrap();
+}
+
+/// What a guest has that runs one of the kernels, with the module in its memory.
+pub(crate) struct InGuest<'p> {
+    pub(crate) guest: Guest<'p>,
+    pub(crate) model: &'p Model,
+    pub(crate) module: &'p PatchModule,
+    pub(crate) sections: BTreeMap<String, Gva>,
+}
+
+/// Runs `test` on each kernel.
+pub(crate) fn in_guests(test: &str, run: impl Fn(&str, InGuest<'_>)) {
+    let folder = tempfile::tempdir().unwrap();
+    let (sections, linked) = linked_by_others(folder.path());
+    let module = PatchModule::read(&fs::read(folder.path().join("patch.o")).unwrap()).unwrap();
+    for (name, model) in models(test) {
+        let plan = Plan::new(&model);
+        let guest = Guest::new(&plan);
+        for (at, bytes) in &linked {
+            put(&guest, *at, bytes);
+        }
+        run(name, InGuest { guest, model: &model, module: &module, sections: sections.clone() });
+    }
 }
