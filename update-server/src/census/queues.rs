@@ -14,6 +14,8 @@ use crate::limits::TASKS;
 
 /// Priorities of real-time tasks, each with a list of its own (`include/linux/sched/prio.h`, `MAX_RT_PRIO`).
 const REAL_TIME: usize = 100;
+/// Bytes of `struct list_head`: two pointers (`include/linux/types.h`).
+const LIST_HEAD: usize = 16;
 
 /// Looks at one run queue after the other, and at only so many places in all.
 #[derive(Debug)]
@@ -40,11 +42,9 @@ impl<'a, 'g, M: Memory> Queues<'a, 'g, M> {
         let (run_queue, task) = (&layout.run_queue, &layout.task);
         self.list(queue.wrapping_add(run_queue.fair_tasks), task.group_node, found)?;
         let first = queue.wrapping_add(run_queue.real_time);
-        let bytes = usize::try_from(layout.list_bytes).unwrap_or_default();
         // Nearly all of them are empty, which is a head that leads to itself.
-        let mut heads = vec![0; REAL_TIME * bytes];
-        self.kernel.space().read(first, &mut heads)?;
-        for from in (0..heads.len()).step_by(bytes) {
+        let heads: [u8; REAL_TIME * LIST_HEAD] = self.kernel.space().array(first)?;
+        for from in (0..heads.len()).step_by(LIST_HEAD) {
             let head = first.wrapping_add(from as u64);
             if u64_at(&heads, from) != Some(head.0) {
                 self.list(head, task.real_time_node, found)?;

@@ -133,8 +133,6 @@ pub(crate) struct Layout {
     pub(crate) module_name_bytes: usize,
     /// `signal_struct.thread_head`: the list of a process's threads.
     pub(crate) thread_head: u64,
-    /// Bytes of a list's head.
-    pub(crate) list_bytes: u64,
     /// Bytes of a run queue, `rq`.
     pub(crate) run_queue_bytes: u64,
     /// `mutex.owner`: who holds it, with flags in the three lowest bits (`kernel/locking/mutex.c`); on -rt that of the lock it
@@ -173,7 +171,6 @@ impl Layout {
             module_count: types.offset("module", "refcnt").ok(),
             module_name_bytes: usize::try_from(types.field("module", "name")?.size()).unwrap_or(56),
             thread_head: offset(types, "signal_struct", &["thread_head"])?,
-            list_bytes: types.size_of("list_head")?,
             run_queue_bytes: types.size_of("rq")?,
             lock_owner: offset(types, "mutex", &["owner", "rtmutex.owner"])?,
             inactive_bytes: types.size_of("inactive_task_frame")?,
