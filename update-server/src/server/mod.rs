@@ -168,13 +168,13 @@ impl UpdateServer {
         }
         let patch = &self.entry(*id)?.patch;
         self.refuse_missing(&patch.name, &patch.requires)?;
-        let known = prepared.foreseen(self, &census.loaded);
+        let known = prepared.foreseen.as_ref().filter(|known| known.holds(self, &census.loaded));
         let presence = match known {
             Some(known) => known.watch.presence(kernel, census),
             None => Presence::of(kernel, census, &self.replaced(kernel, functions, None)),
         };
         let anew;
-        let journal = if let Some(journal) = known.and_then(|known| known.checked.as_ref()?.still(kernel)) {
+        let journal = if let Some(journal) = known.and_then(|known| known.changes(kernel)) {
             journal
         } else {
             anew = self.changes_to_apply(prepared, kernel, &census.loaded)?;
@@ -221,13 +221,13 @@ impl UpdateServer {
         }
         let entry = self.entry(id)?;
         self.refuse_dependents(&entry.patch.name)?;
-        let known = prepared.foreseen(self, &census.loaded);
+        let known = prepared.foreseen.as_ref().filter(|known| known.holds(self, &census.loaded));
         let presence = match known {
             Some(known) => known.watch.presence(kernel, census),
             None => Presence::of(kernel, census, &Self::brought(entry)),
         };
         let anew;
-        let journal = if let Some(journal) = known.and_then(|known| known.checked.as_ref()?.still(kernel)) {
+        let journal = if let Some(journal) = known.and_then(|known| known.changes(kernel)) {
             journal
         } else {
             anew = self.changes_to_roll_back(prepared, kernel, &census.loaded)?;

@@ -9,6 +9,7 @@ use super::{Entry, Refusal, Switched, UpdateServer};
 use crate::addr::Gva;
 use crate::census::{Census, Loaded};
 use crate::guest::Memory;
+use crate::journal::Journal;
 use crate::kernel::modules::Module;
 use crate::kernel::running::Running;
 use crate::phases::loaded_module::LoadedModuleError;
@@ -25,14 +26,14 @@ pub struct Prepared {
     pub(super) sections: Arc<BTreeMap<String, Gva>>,
     /// What that was linked with.
     pub(super) linked: Arc<BTreeMap<String, Gva>>,
-    foreseen: Option<Foreseen>,
+    pub(super) foreseen: Option<Foreseen>,
 }
 
 /// A patch of which everything was found that is needed to roll it back.
 #[derive(Debug)]
 pub struct PreparedReturn {
     pub(super) id: PatchId,
-    foreseen: Option<Foreseen>,
+    pub(super) foreseen: Option<Foreseen>,
 }
 
 /// What was seen while the guest ran.
@@ -41,7 +42,7 @@ pub(super) struct Foreseen {
     /// Who was where.
     pub(super) watch: Watch,
     /// What is to be changed.
-    pub(super) checked: Option<Checked>,
+    checked: Option<Checked>,
     /// What the guest had loaded.
     loaded: Arc<Loaded>,
     /// What other patches there were.
@@ -50,20 +51,13 @@ pub(super) struct Foreseen {
 
 impl Foreseen {
     /// Whether it is of use in a pause, where the guest has `loaded`.
-    fn holds(&self, server: &UpdateServer, loaded: &Arc<Loaded>) -> bool {
+    pub(super) fn holds(&self, server: &UpdateServer, loaded: &Arc<Loaded>) -> bool {
         self.revision == server.revision && Arc::ptr_eq(&self.loaded, loaded)
     }
-}
 
-impl Prepared {
-    pub(super) fn foreseen(&self, server: &UpdateServer, loaded: &Arc<Loaded>) -> Option<&Foreseen> {
-        self.foreseen.as_ref().filter(|foreseen| foreseen.holds(server, loaded))
-    }
-}
-
-impl PreparedReturn {
-    pub(super) fn foreseen(&self, server: &UpdateServer, loaded: &Arc<Loaded>) -> Option<&Foreseen> {
-        self.foreseen.as_ref().filter(|foreseen| foreseen.holds(server, loaded))
+    /// What is to be changed, if that is still so.
+    pub(super) fn changes(&self, kernel: &Running<'_, impl Memory>) -> Option<&Journal> {
+        self.checked.as_ref()?.still(kernel)
     }
 }
 
