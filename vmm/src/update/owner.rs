@@ -254,7 +254,7 @@ impl Owner {
             for job in self.jobs.values_mut().filter(|job| job.state() == PatchState::Loading) {
                 job.why = None;
             }
-            self.remove_residents();
+            self.remove_residents(|_, _| true);
         }
         for answer in self.link.take_answers() {
             self.hear_answer(answer);
@@ -397,7 +397,6 @@ impl Owner {
             tracing::warn!(patch = job.id.0, name = job.name(), "a patch is gone: {why}");
             job.go(Step::Gone, Some(why.to_owned()));
         }
-        self.show_written();
         self.forget_tombstones();
     }
 

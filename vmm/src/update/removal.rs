@@ -99,11 +99,11 @@ impl Owner {
         self.remove_module(id);
     }
 
-    /// Tries again to remove what stays in the guest and need not.
-    pub(super) fn remove_residents(&mut self) {
-        let residents = self.jobs.values().filter(|job| matches!(job.step(), Step::Resident));
-        let unused: Vec<PatchId> = residents.map(|job| job.id).collect();
-        for id in unused {
+    /// Tries again to remove what stays in the guest and need not, of those that are `meant`.
+    pub(super) fn remove_residents(&mut self, meant: impl Fn(&Job, &UpdateServer) -> bool) {
+        let is_meant = |job: &&Job| matches!(job.step(), Step::Resident) && meant(job, &self.server);
+        let residents: Vec<PatchId> = self.jobs.values().filter(is_meant).map(|job| job.id).collect();
+        for id in residents {
             self.remove_module(id);
         }
     }
@@ -230,22 +230,11 @@ impl Owner {
 
     /// Answers a request to apply a patch, if need be when a module of its name that is about to be unloaded has gone.
     pub(super) fn apply_when_free(&mut self, admitted: Admitted, limit: Deadline, reply: Reply) {
-        for id in self.released(&admitted.module) {
-            self.remove_module(id);
-        }
+        self.remove_residents(|job, server| {
+            job.admitted.module == admitted.module && server.is_released(job.id)
+        });
         self.waiting.push(Waiting { admitted, limit, reply, until: Instant::now() + WAIT_LIMIT });
         self.serve_waiting();
-    }
-
-    /// Patches whose module `module` was given free, and that nothing is done about.
-    fn released(&self, module: &str) -> Vec<PatchId> {
-        let mut released: Vec<PatchId> = Vec::new();
-        for job in self.jobs.values().filter(|job| job.admitted.module == module) {
-            if matches!(job.step(), Step::Resident) && self.server.is_released(job.id) {
-                released.push(job.id);
-            }
-        }
-        released
     }
 
     /// Serves those who have waited for long enough.
@@ -255,7 +244,8 @@ impl Owner {
                 let module = waiting.admitted.module.clone();
                 let answer = self.apply(waiting.admitted, waiting.limit);
                 if answer.is_err() {
-                    self.go_on_removing_all(&module);
+                    // Removals have made room for it.
+                    self.remove_residents(|job, _| job.admitted.module == module);
                 }
                 self.publish();
                 drop(waiting.reply.send(answer));
@@ -284,15 +274,6 @@ impl Owner {
             }
         }
         free
-    }
-
-    /// Goes on with removals that have made room for a patch that was not applied after all.
-    fn go_on_removing_all(&mut self, module: &str) {
-        let stopped = |job: &&Job| job.admitted.module == module && matches!(job.step(), Step::Resident);
-        let stopped: Vec<PatchId> = self.jobs.values().filter(stopped).map(|job| job.id).collect();
-        for id in stopped {
-            self.remove_module(id);
-        }
     }
 }
 

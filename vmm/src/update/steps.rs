@@ -34,8 +34,7 @@ impl Owner {
             }
             Step::Applying(tries) | Step::RollingBack(tries) => {
                 self.switch(id, tries);
-                self.show_written();
-                self.show_tombstones();
+                self.show_text();
                 self.show_unloaded();
             }
             Step::Draining(looks) | Step::Leaving(looks) => {
@@ -44,8 +43,7 @@ impl Owner {
             }
             Step::Filling(tries) => {
                 self.fill(id, tries);
-                self.show_written();
-                self.show_tombstones();
+                self.show_text();
             }
             Step::Removing(removal) => self.go_on_removing(id, removal),
             Step::Closed | Step::Resident | Step::Removed | Step::Failed | Step::Gone => {}
@@ -117,8 +115,14 @@ impl Owner {
         }
     }
 
+    /// Shows what patches have put into the guest's text, and what of it is tombstones.
+    pub(super) fn show_text(&mut self) {
+        self.show_written();
+        self.show_tombstones();
+    }
+
     /// Shows what patches have put into the guest's text, for whoever compares that.
-    pub(super) fn show_written(&self) {
+    fn show_written(&self) {
         let place = self.jobs.values().find(|job| job.state().is_applied()).map(|job| job.generation.place);
         let written = place.and_then(|place| {
             let read = |model: &Model, memory: &GuestBytes<'_>| {

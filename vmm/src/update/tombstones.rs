@@ -86,7 +86,7 @@ impl Owner {
     /// The kernel that they were in is gone.
     pub(super) fn forget_tombstones(&mut self) {
         self.meeting = None;
-        self.show_tombstones();
+        self.show_text();
         self.inbox.updates.tombstones().heard();
     }
 
@@ -113,8 +113,7 @@ impl Owner {
             Err(error) => return self.meet_later(met, tries, &error.to_string()),
         }
         self.inbox.updates.tombstones().heard();
-        self.show_written();
-        self.show_tombstones();
+        self.show_text();
     }
 
     fn meet_later(&mut self, met: Met, tries: Tries, why: &str) {
