@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 ///                                                                              +------> resident
 /// ```
 ///
+/// Applied again, it goes from `leaving` and `resident` to `applying`, and from `removed` to `loading`.
 /// It goes back from `closed` to `draining` when somebody comes to old code that was filled with traps.
 /// From everywhere it is `gone` when the guest starts another kernel, and from where it is applied when the guest unloads the
 /// module that it has changed.
