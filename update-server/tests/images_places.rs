@@ -96,3 +96,23 @@ fn of_several_functions_with_one_name_the_patch_says_which() {
         assert!(matches!(found(count), Err(NoPlace::Unknown { .. })), "{kernel}");
     }
 }
+
+#[test]
+fn several_functions_are_found_as_each_is_alone() {
+    for (kernel, image) in kernels("several_functions_are_found_as_each_is_alone") {
+        let names = image.symbols().iter().filter(Symbol::is_function).map(|symbol| symbol.name);
+        let alone = names.step_by(SAMPLE).map(|name| (name, OldFunction::find(&image, name, None)));
+        let (found, refused): (Vec<_>, Vec<_>) = alone.partition(|(_, found)| found.is_ok());
+        let wanted = || found.iter().map(|(name, _)| (*name, None));
+        let together = OldFunction::find_all(&image, wanted()).unwrap();
+        let expected: Vec<_> = found.iter().map(|(_, old)| old.as_ref().unwrap()).collect();
+        let places = |old: &OldFunction| (old.text.clone(), old.places.clone());
+        let [together, expected] =
+            [together.iter().collect(), expected].map(|olds: Vec<&OldFunction>| olds.into_iter().map(places));
+        assert!(together.eq(expected), "{kernel}");
+        let branch = |(_, refused): &&(_, Result<_, NoPlace>)| matches!(refused, Err(NoPlace::Branch { .. }));
+        let (name, alone) = refused.iter().find(branch).unwrap();
+        let among = OldFunction::find_all(&image, wanted().chain([(*name, None)])).map(drop);
+        assert_eq!(among.as_ref(), alone.as_ref().map(|_| &()), "{kernel}, {name}");
+    }
+}

@@ -94,8 +94,7 @@ pub fn admit(image: &Image, manifest: &Manifest, module: &[u8]) -> Result<Patch,
     if redirect {
         module.check_stubs().map_err(|why| NotAdmitted::NoStubs { why })?;
     }
-    let functions = manifest.functions.iter().map(|function| replacement(image, function));
-    let functions = functions.collect::<Result<Vec<_>, _>>()?;
+    let functions = replacements(image, &manifest.functions)?;
     for function in &functions {
         module.check_function(&function.new)?;
         if manifest.policy.tombstones {
@@ -126,25 +125,41 @@ fn check_tombstones(image: &Image, old: &Old) -> Result<(), NotAdmitted> {
     }
 }
 
-/// One function: where it jumps, if it is the one that the patch was made for.
-fn replacement(image: &Image, function: &Function) -> Result<Replacement, NotAdmitted> {
-    let position = index(function.position);
-    let new = function.new.clone();
-    if let Some(object) = &function.object {
-        let holes = function.holes.iter().map(|hole| {
-            let from = usize::try_from(hole.offset).unwrap_or(usize::MAX);
-            from..from.saturating_add(usize::try_from(hole.len).unwrap_or(usize::MAX))
-        });
-        let old = ModuleFunction {
-            object: object.clone(),
-            name: function.name.clone(),
-            position,
-            code: function.code.as_bytes().to_vec(),
-            holes: holes.collect(),
+/// The functions: where each jumps, if it is the one that the patch was made for.
+fn replacements(image: &Image, functions: &[Function]) -> Result<Vec<Replacement>, NotAdmitted> {
+    let of_image = functions.iter().filter(|function| function.object.is_none());
+    let wanted = of_image.map(|function| (&*function.name, index(function.position)));
+    let mut olds = OldFunction::find_all(image, wanted)?.into_iter();
+    let replacement = |function: &Function| {
+        let old = if let Some(object) = &function.object {
+            Old::Module(of_module(object, function))
+        } else {
+            let old = olds.next().expect("as many were found as were wanted");
+            compare(image, &old, function)?;
+            Old::Image(old)
         };
-        return Ok(Replacement { old: Old::Module(old), new });
+        Ok(Replacement { old, new: function.new.clone() })
+    };
+    functions.iter().map(replacement).collect()
+}
+
+/// A module's function, of which the patch has the code.
+fn of_module(object: &str, function: &Function) -> ModuleFunction {
+    let holes = function.holes.iter().map(|hole| {
+        let from = usize::try_from(hole.offset).unwrap_or(usize::MAX);
+        from..from.saturating_add(usize::try_from(hole.len).unwrap_or(usize::MAX))
+    });
+    ModuleFunction {
+        object: object.to_owned(),
+        name: function.name.clone(),
+        position: index(function.position),
+        code: function.code.as_bytes().to_vec(),
+        holes: holes.collect(),
     }
-    let old = OldFunction::find(image, &function.name, position)?;
+}
+
+/// Whether the image's function is the one that the patch was made for.
+fn compare(image: &Image, old: &OldFunction, function: &Function) -> Result<(), NotAdmitted> {
     let expected = function.code.as_bytes();
     let len = usize::try_from(old.text.end.0 - old.text.start.0).unwrap_or(0);
     let found = image.bytes(old.text.start, len).unwrap_or_default();
@@ -154,7 +169,7 @@ fn replacement(image: &Image, function: &Function) -> Result<Replacement, NotAdm
     if same < found.len() || !rest.iter().all(|&byte| is_filler(byte)) {
         return Err(NotAdmitted::OtherCode { function: function.name.clone(), offset: same });
     }
-    Ok(Replacement { old: Old::Image(old), new })
+    Ok(())
 }
 
 /// A position as the manifest counts it, from 1 on and with 0 for the only one.

@@ -160,6 +160,27 @@ impl OldFunction {
     /// Finds the function `name` of `image` and its places. With several of that name, `position` tells which, by address from
     /// 0 on.
     pub fn find(image: &Image, name: &str, position: Option<usize>) -> Result<Self, NoPlace> {
+        let old = Self::unchecked(image, name, position)?;
+        old.refuse_branches(&branches::leading_to(image, &old.jumps()))?;
+        Ok(old)
+    }
+
+    /// Finds several functions, each by its name and position. What leads to them is looked for once for all: it takes as long as
+    /// for one.
+    pub fn find_all<'n>(
+        image: &Image,
+        wanted: impl IntoIterator<Item = (&'n str, Option<usize>)>,
+    ) -> Result<Vec<Self>, NoPlace> {
+        let olds = wanted.into_iter().map(|(name, position)| Self::unchecked(image, name, position));
+        let olds = olds.collect::<Result<Vec<_>, _>>()?;
+        let jumps: Vec<_> = olds.iter().flat_map(Self::jumps).collect();
+        let leading = branches::leading_to(image, &jumps);
+        olds.iter().try_for_each(|old| old.refuse_branches(&leading))?;
+        Ok(olds)
+    }
+
+    /// The function, with places to which something may lead.
+    fn unchecked(image: &Image, name: &str, position: Option<usize>) -> Result<Self, NoPlace> {
         let function = || name.to_owned();
         let start = only_function(image.symbols(), name, position)?;
         if image.relocations().is_empty() {
@@ -169,9 +190,7 @@ impl OldFunction {
         if is_entry(image, start) {
             return Err(NoPlace::Entry { function: function() });
         }
-        let old = Self::placed(image, name, Home::Image, text)?;
-        old.refuse_branches(&branches::leading_to(image, &old.jumps()))?;
-        Ok(old)
+        Self::placed(image, name, Home::Image, text)
     }
 
     /// The function of `object` that has `text`, with its places. What leads to those is another question.

@@ -88,17 +88,12 @@ pub fn refuse_others(image: &Image, old: &OldFunction) -> Result<(), NoPlace> {
         old.parts().any(|part| part.contains(from))
             || replacements.as_ref().is_some_and(|code| code.contains(from))
     };
-    for part in old.parts() {
-        // One by one: what is between them is all of the kernel.
-        let own: Vec<_> = runs.iter().filter(|run| part.contains(&run.start)).cloned().collect();
-        let others = branches::leading_to(image, &own);
-        // A fixup says where it leads to, and not from where.
-        let other = others.iter().find(|lead| lead.kind != Lead::Fixup && !is_own(&lead.from));
-        if let Some(&Leading { to, from, .. }) = other {
-            return Err(NoPlace::Used { function: old.name.clone(), at: to, from });
-        }
+    // A fixup says where it leads to, and not from where.
+    let is_other = |lead: &&Leading| lead.kind != Lead::Fixup && !is_own(&lead.from);
+    match branches::leading_to(image, &runs).iter().find(is_other) {
+        Some(&Leading { to, from, .. }) => Err(NoPlace::Used { function: old.name.clone(), at: to, from }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The edits that fill `old`, a function of the kernel's image.

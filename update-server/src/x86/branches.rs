@@ -40,24 +40,50 @@ pub struct Leading {
     pub kind: Lead,
 }
 
-/// Finds everything in `image` that leads to a byte of `places`.
+/// Places that something may lead to.
+struct Wanted {
+    /// By address, apart from each other.
+    places: Vec<Range<Gva>>,
+}
+
+impl Wanted {
+    fn new(places: &[Range<Gva>]) -> Self {
+        let mut sorted: Vec<_> = places.iter().filter(|place| !place.is_empty()).cloned().collect();
+        sorted.sort_unstable_by_key(|place| place.start);
+        let mut places: Vec<Range<Gva>> = Vec::with_capacity(sorted.len());
+        for place in sorted {
+            match places.last_mut() {
+                Some(last) if place.start <= last.end => last.end = last.end.max(place.end),
+                _ => places.push(place),
+            }
+        }
+        Self { places }
+    }
+
+    fn contains(&self, at: Gva) -> bool {
+        let next = self.places.partition_point(|place| place.start <= at);
+        next.checked_sub(1).is_some_and(|index| self.places[index].contains(&at))
+    }
+
+    /// From the first of them to the last, if there are any.
+    fn span(&self) -> Option<Range<Gva>> {
+        Some(self.places.first()?.start..self.places.last()?.end)
+    }
+}
+
+/// Finds everything in `image` that leads to a byte of `places`. All code is gone through once, however many these are.
 ///
 /// What it says of instructions is certain; a number that looks like an address counts as one.
 pub fn leading_to(image: &Image, places: &[Range<Gva>]) -> Vec<Leading> {
-    let wanted = |at: Gva| places.iter().any(|place| place.contains(&at));
-    let (Some(first), Some(end)) =
-        (places.iter().map(|place| place.start).min(), places.iter().map(|place| place.end).max())
-    else {
-        return Vec::new();
-    };
+    let wanted = Wanted::new(places);
+    let Some(span) = wanted.span() else { return Vec::new() };
     let mut found = Vec::new();
     for (_, start, len) in image.sections().filter(|(name, _, _)| CODE_SECTIONS.contains(name)) {
-        far(image, start, len, &(first..end), &mut found);
+        far(image, start, len, &wanted, &span, &mut found);
     }
-    found.retain(|lead| wanted(lead.to));
-    near(image, places, &wanted, &mut found);
-    found.extend(tabled(image.sites()).filter(|lead| wanted(lead.to)));
-    let pointers = image.pointers().filter(|(_, to)| wanted(*to));
+    near(image, &wanted, &mut found);
+    found.extend(tabled(image.sites()).filter(|lead| wanted.contains(lead.to)));
+    let pointers = image.pointers().filter(|(_, to)| wanted.contains(*to));
     found.extend(pointers.map(|(from, to)| Leading { to, from, kind: Lead::Pointer }));
     found.sort_unstable();
     found.dedup();
@@ -82,7 +108,7 @@ impl ModuleBytes<'_> {
     ///
     /// Each function is decoded from its beginning. A word that looks like an address counts as one.
     pub(crate) fn leading_to(self, places: &[Range<Gva>]) -> Vec<Leading> {
-        let wanted = |at: Gva| places.iter().any(|place| place.contains(&at));
+        let wanted = Wanted::new(places);
         let (start, text) = self.text;
         let end = start.wrapping_add(text.len() as u64);
         let functions = self.symbols.iter().filter(Symbol::is_function);
@@ -93,15 +119,15 @@ impl ModuleBytes<'_> {
         let mut found = Vec::new();
         let ends = begins.iter().skip(1).chain(std::iter::once(&end));
         for (&begin, &end) in begins.iter().zip(ends) {
-            let code = text.get(span(start, begin)..span(start, end)).unwrap_or_default();
-            found.extend(leads(begin, code).filter(|lead| wanted(lead.to)));
+            let code = text.get(length(start, begin)..length(start, end)).unwrap_or_default();
+            found.extend(leads(begin, code).filter(|lead| wanted.contains(lead.to)));
         }
-        found.extend(tabled(self.sites).filter(|lead| wanted(lead.to)));
+        found.extend(tabled(self.sites).filter(|lead| wanted.contains(lead.to)));
         for (start, bytes) in self.memory {
             let words = (0_u64..).step_by(8).zip(bytes.as_chunks::<8>().0);
             let words =
                 words.map(|(offset, &word)| (start.wrapping_add(offset), Gva(u64::from_le_bytes(word))));
-            let leading = words.filter(|(_, to)| wanted(*to));
+            let leading = words.filter(|(_, to)| wanted.contains(*to));
             found.extend(leading.map(|(from, to)| Leading { to, from, kind: Lead::Pointer }));
         }
         found.sort_unstable();
@@ -118,35 +144,37 @@ fn tabled(sites: &Sites) -> impl Iterator<Item = Leading> {
     labels.chain(fixups.map(move |site| lead(site.start, site.start, Lead::Fixup)))
 }
 
-/// Adds the instructions with a distance of 32 bits at their end. These are found by their bytes, and believed if the function
-/// that they are in has such an instruction.
-fn far(image: &Image, start: Gva, len: usize, places: &Range<Gva>, found: &mut Vec<Leading>) {
+/// Adds the instructions with a distance of 32 bits at their end to somewhere in `span`. These are found by their bytes, and
+/// believed if the function that they are in has such an instruction.
+fn far(image: &Image, start: Gva, len: usize, wanted: &Wanted, span: &Range<Gva>, found: &mut Vec<Leading>) {
     let Some(code) = image.bytes(start, len) else { return };
-    let (first, room) = (places.start.0, places.end.0 - places.start.0);
+    let (first, room) = (span.start.0, span.end.0 - span.start.0);
     let mut next = start.0.wrapping_add(3);
     for distance in code.windows(4) {
         next = next.wrapping_add(1);
         let distance = i32::from_le_bytes([distance[0], distance[1], distance[2], distance[3]]);
-        if next.wrapping_add_signed(distance.into()).wrapping_sub(first) >= room {
+        let to = next.wrapping_add_signed(distance.into());
+        // Most are nowhere near, which is seen sooner.
+        if to.wrapping_sub(first) >= room || !wanted.contains(Gva(to)) {
             continue;
         }
         let inside = Gva(next - 1);
         let begin = image.symbols().function(inside).map_or(start, |(symbol, _)| symbol.address.max(start));
-        let Some(function) = image.bytes(begin, span(begin, Gva(next))) else { continue };
-        found.extend(leads(begin, function));
+        let Some(function) = image.bytes(begin, length(begin, Gva(next))) else { continue };
+        found.extend(leads(begin, function).filter(|lead| wanted.contains(lead.to)));
     }
 }
 
 /// Adds what is close enough for a short branch: in the functions around each place.
-fn near(image: &Image, places: &[Range<Gva>], wanted: &dyn Fn(Gva) -> bool, found: &mut Vec<Leading>) {
-    for place in places {
+fn near(image: &Image, wanted: &Wanted, found: &mut Vec<Leading>) {
+    for place in &wanted.places {
         let mut at = Gva(place.start.0.saturating_sub(SHORT));
         let end = place.end.wrapping_add(SHORT);
         while at < end {
             let Some((symbol, next)) = image.symbols().function(at) else { break };
             let next = next.unwrap_or(end).min(Gva(symbol.address.0.saturating_add(1 << 20)));
-            let code = image.bytes(symbol.address, span(symbol.address, next)).unwrap_or_default();
-            found.extend(leads(symbol.address, code).filter(|lead| wanted(lead.to)));
+            let code = image.bytes(symbol.address, length(symbol.address, next)).unwrap_or_default();
+            found.extend(leads(symbol.address, code).filter(|lead| wanted.contains(lead.to)));
             if next <= at {
                 break;
             }
@@ -155,7 +183,7 @@ fn near(image: &Image, places: &[Range<Gva>], wanted: &dyn Fn(Gva) -> bool, foun
     }
 }
 
-fn span(start: Gva, end: Gva) -> usize {
+fn length(start: Gva, end: Gva) -> usize {
     end.offset_from(start).and_then(|len| usize::try_from(len).ok()).unwrap_or(0)
 }
 
