@@ -33,6 +33,16 @@ impl Lup {
         Self::of(kind, name, "lucos_kept.ko")?.replace("__x64_sys_getppid", "lucos_kept_getppid")
     }
 
+    /// One whose module takes four seconds to be loaded.
+    pub(crate) fn late(kind: &str, name: &str) -> Result<Self> {
+        Self::of(kind, name, "lucos_late.ko")?.replace("__x64_sys_getppid", "lucos_late_getppid")
+    }
+
+    /// One whose module refuses to be loaded.
+    pub(crate) fn unwilling(kind: &str, name: &str) -> Result<Self> {
+        Self::of(kind, name, "lucos_unwilling.ko")?.replace("__x64_sys_getppid", "lucos_unwilling_getppid")
+    }
+
     /// One of the module `lucos_trial`, which is there, too.
     pub(crate) fn of_trial(kind: &str, name: &str) -> Result<Self> {
         let lup = Self::of(kind, name, "lucos_answer.ko")?.import("trial_bytes", Some("lucos_trial"));

@@ -17,7 +17,7 @@ use crate::kernels::{Headers, Kernel};
 use crate::packages::{self, Group};
 use crate::progress::Step;
 
-const SOURCES: [(&str, &str); 19] = [
+const SOURCES: [(&str, &str); 21] = [
     ("Kbuild", include_str!("../../guest/plant/Kbuild")),
     ("plant.h", include_str!("../../guest/plant/plant.h")),
     ("plant.c", include_str!("../../guest/plant/plant.c")),
@@ -35,10 +35,12 @@ const SOURCES: [(&str, &str); 19] = [
     ("hostile.c", include_str!("../../guest/plant/hostile.c")),
     ("hostile_text.c", include_str!("../../guest/plant/hostile_text.c")),
     ("hostile_lists.c", include_str!("../../guest/plant/hostile_lists.c")),
+    ("late.c", include_str!("../../guest/plant/late.c")),
     ("stale.c", include_str!("../../guest/plant/stale.c")),
+    ("unwilling.c", include_str!("../../guest/plant/unwilling.c")),
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
-const MODULES: [&str; 9] = [
+const MODULES: [&str; 11] = [
     "lucos_plant.ko",
     "lucos_trial.ko",
     PATCH,
@@ -47,7 +49,9 @@ const MODULES: [&str; 9] = [
     "lucos_livepatch.ko",
     "lucos_probe.ko",
     "lucos_hostile.ko",
+    "lucos_late.ko",
     "lucos_stale.ko",
+    "lucos_unwilling.ko",
 ];
 const PATCH: &str = "lucos_patch.ko";
 /// Programs, which are put where a guest's shell finds them.

@@ -79,9 +79,9 @@ impl AgentLink {
         Ok(id)
     }
 
-    /// Forgets a request. An agent that has been told of it may carry it out all the same.
-    pub fn withdraw(&self, id: u32) {
-        self.lock().requests.withdraw(id);
+    /// Takes a request back. Returns whether the agent may carry it out all the same, as it was told of it: then it is answered.
+    pub fn withdraw(&self, id: u32) -> bool {
+        self.lock().requests.withdraw(id)
     }
 
     /// The answers since the last time.

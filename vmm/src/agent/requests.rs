@@ -91,6 +91,8 @@ pub struct ModuleSection {
 struct Pending {
     id: u32,
     order: Order,
+    /// Nobody waits for it any more.
+    withdrawn: bool,
 }
 
 impl Pending {
@@ -130,15 +132,16 @@ impl Requests {
         // Ids have as many bits as a place has for them, and begin anew after 16 million requests.
         self.last_id = self.last_id % Place::NUMBER_MAX + 1;
         let id = self.last_id;
-        self.queued.push_back(Pending { id, order });
+        self.queued.push_back(Pending { id, order, withdrawn: false });
         Ok(id)
     }
 
-    /// Forgets one, wherever it is.
-    pub(super) fn withdraw(&mut self, id: u32) {
+    /// Takes one back. Returns whether the agent may do it all the same, as it was told; then there is an answer to come.
+    pub(super) fn withdraw(&mut self, id: u32) -> bool {
         self.queued.retain(|pending| pending.id != id);
-        self.handed_out.retain(|pending| pending.id != id);
-        self.answers.retain(|answer| answer.id != id);
+        let told = self.handed_out.iter_mut().find(|pending| pending.id == id);
+        let answered = self.answers.iter().any(|answer| answer.id == id);
+        told.map(|pending| pending.withdrawn = true).is_some() || answered
     }
 
     /// Hands the next one out.
@@ -153,13 +156,15 @@ impl Requests {
     pub(super) fn put_back(&mut self, id: u32) {
         if let Some(index) = self.handed_out.iter().position(|pending| pending.id == id) {
             let pending = self.handed_out.remove(index);
-            self.queued.push_front(pending);
+            if !pending.withdrawn {
+                self.queued.push_front(pending);
+            }
         }
     }
 
-    /// The module that goes with a request that was handed out.
+    /// The module that goes with a request that was handed out, if it is still to be loaded.
     pub(super) fn module(&self, id: u32) -> Option<Arc<[u8]>> {
-        let pending = self.handed_out.iter().find(|pending| pending.id == id)?;
+        let pending = self.handed_out.iter().find(|pending| pending.id == id && !pending.withdrawn)?;
         match &pending.order {
             Order::Load { module, .. } => Some(Arc::clone(module)),
             Order::Unload { .. } => None,
@@ -275,9 +280,27 @@ mod tests {
         requests.next();
         requests.report(&report(1, 1), b"").unwrap();
         assert_eq!(requests.ask(load("x", 1)), Err(AskError::Full));
-        requests.withdraw(1);
-        requests.withdraw(2);
+        assert_eq!(requests.take_answers().len(), 1);
+        assert!(!requests.withdraw(2));
         assert_eq!(requests.ask(load("x", 1)), Ok(17));
         assert_eq!(requests.next().unwrap().id.get(), 3);
+    }
+
+    #[test]
+    fn what_the_agent_was_told_of_is_answered_although_it_was_withdrawn() {
+        let mut requests = Requests::default();
+        for name in ["a", "b"] {
+            requests.ask(load(name, 1)).unwrap();
+        }
+        requests.next();
+        assert!(requests.module(1).is_some());
+        assert!(requests.withdraw(1));
+        // It is not begun any more, and heard of if it was.
+        assert_eq!(requests.module(1), None);
+        requests.report(&report(1, 0), b"").unwrap();
+        assert!(requests.withdraw(1) && !requests.withdraw(7));
+        assert_eq!(requests.take_answers().len(), 1);
+        assert!(!requests.withdraw(1) && !requests.withdraw(2));
+        assert_eq!(requests.next(), None);
     }
 }

@@ -8,162 +8,14 @@ use update_server::phases::drain::Draining;
 use update_server::server::PatchId;
 
 use super::admission::{Admitted, Origin};
+use super::step::{Looks, Step};
 use crate::control::model::{HolderInfo, PatchInfo, PatchState};
 
-/// Between two looks at those who are left: at first, and when nothing changes.
-const LOOK_FIRST: Duration = Duration::from_millis(50);
-/// The same while all who are left tell by themselves that they leave: it is for tasks that end without that, as after an oops.
-const LOOK_TOLD: Duration = Duration::from_mins(1);
-/// See [`LOOK_FIRST`]. Whoever has left is noticed this late at most; a look costs the host some microseconds for each.
-const LOOK_LAST: Duration = Duration::from_secs(5);
-/// Between two tries to switch: at first, and after many. Each stops the guest for a moment.
-const TRY_FIRST: Duration = Duration::from_millis(10);
-/// See [`TRY_FIRST`].
-const TRY_LAST: Duration = Duration::from_secs(1);
-
-/// Between two tries to remove a module: at first, and at last. Whoever has taken a reference in the guest mostly gives it back
-/// soon.
-const REMOVE_FIRST: Duration = Duration::from_millis(100);
-/// See [`REMOVE_FIRST`].
-const REMOVE_LAST: Duration = Duration::from_secs(5);
-/// Tries; each stops the guest for a moment. After these, some 20 s, the module stays until somebody asks again.
-const REMOVE_TRIES: u32 = 9;
-
-/// What happens next, and when.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Step {
-    /// The agent is to answer a request.
-    Loading { request: u32, until: Instant },
-    /// A try to apply it.
-    Applying(Tries),
-    /// A look at who is left in old code.
-    Draining(Looks),
-    /// A try to fill old code with traps.
-    Filling(Tries),
-    /// Nothing.
-    Closed,
-    /// A try to roll it back.
-    RollingBack(Tries),
-    /// A look at who is left in its own code.
-    Leaving(Looks),
-    /// Its module is to be unloaded.
-    Removing(Removal),
-    /// Nothing; its module stays.
-    Resident,
-    /// Nothing; its module is gone.
-    Removed,
-    /// Nothing.
-    Failed,
-    /// Nothing.
-    Gone,
-}
-
-/// On the way to a guest without the module.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Removal {
-    pub(super) stage: Stage,
-    tries: u32,
-}
-
-/// How far that is.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Stage {
-    /// A look whether it is unused, so that it is given free.
-    Releasing { due: Instant },
-    /// The agent is to answer a request.
-    Unloading { request: u32, until: Instant },
-    /// A look whether it is still there; then it is held again.
-    Holding { due: Instant },
-}
-
-impl Removal {
-    /// The first try, now.
-    pub(super) fn begin() -> Self {
-        Self { stage: Stage::Releasing { due: Instant::now() }, tries: 0 }
-    }
-
-    /// Another stage of the same try.
-    pub(super) fn at(self, stage: Stage) -> Self {
-        Self { stage, ..self }
-    }
-
-    /// A look of the same kind, later; `None` if there were enough.
-    pub(super) fn next(self, stage: impl Fn(Instant) -> Stage) -> Option<Self> {
-        let pause = (REMOVE_FIRST * 2_u32.saturating_pow(self.tries)).min(REMOVE_LAST);
-        let tries = self.tries + 1;
-        (tries < REMOVE_TRIES).then(|| Self { stage: stage(Instant::now() + pause), tries })
-    }
-
-    fn due(self) -> Instant {
-        match self.stage {
-            Stage::Releasing { due } | Stage::Holding { due } => due,
-            Stage::Unloading { until, .. } => until,
-        }
-    }
-}
-
-/// Tries to switch functions.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Tries {
-    count: u32,
-    due: Instant,
-    until: Instant,
-}
-
-impl Tries {
-    /// The first one now, the last one within `limit`.
-    pub(super) fn within(limit: Duration) -> Self {
-        let now = Instant::now();
-        Self { count: 0, due: now, until: now + limit }
-    }
-
-    /// How many came before.
-    pub(super) fn count(self) -> u32 {
-        self.count
-    }
-
-    /// When it is due.
-    pub(super) fn due(self) -> Instant {
-        self.due
-    }
-
-    /// The one after this; `None` if there is no time for it.
-    pub(super) fn next(self) -> Option<Self> {
-        let now = Instant::now();
-        let pause = (TRY_FIRST * 2_u32.saturating_pow(self.count.min(16))).min(TRY_LAST);
-        let due = now + pause;
-        (due <= self.until).then_some(Self { count: self.count + 1, due, ..self })
-    }
-}
-
-/// Looks at who is left.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Looks {
-    due: Instant,
-    pause: Duration,
-}
-
-impl Looks {
-    /// The first one soon.
-    pub(super) fn begin() -> Self {
-        Self { due: Instant::now() + LOOK_FIRST, pause: LOOK_FIRST }
-    }
-
-    /// The first one soon if somebody must be looked at.
-    pub(super) fn of(draining: &Draining) -> Self {
-        if draining.is_watched() { Self::begin() } else { Self::begin().told() }
-    }
-
-    /// As long as all tell by themselves that they leave.
-    pub(super) fn told(self) -> Self {
-        Self { due: Instant::now() + LOOK_TOLD, ..self }
-    }
-
-    /// The next one, later than the last if that has seen nothing new.
-    pub(super) fn next(self, news: bool) -> Self {
-        let pause = if news { LOOK_FIRST } else { (self.pause * 2).min(LOOK_LAST) };
-        Self { due: Instant::now() + pause, pause }
-    }
+/// How a patch has ended whose module is in the guest all the same, or was.
+#[derive(Debug)]
+struct Ended {
+    state: PatchState,
+    why: String,
 }
 
 /// Since when somebody has been seen somewhere.
@@ -193,9 +45,10 @@ pub(super) struct Job {
     /// How often it was looked at who is left, and how many have told by themselves that they leave, since functions were switched.
     pub(super) looks: u32,
     pub(super) told: u32,
+    /// What the agent was asked for in vain, and may do all the same.
+    pub(super) late: Option<u32>,
     step: Step,
-    /// Why it was not applied, if its module is in the guest all the same, or was.
-    failed: Option<String>,
+    ended: Option<Ended>,
     since: Instant,
     holders: Vec<HolderInfo>,
     seen: Vec<Seen>,
@@ -221,8 +74,9 @@ impl Job {
             tombstones: 0,
             looks: 0,
             told: 0,
+            late: None,
             step,
-            failed: None,
+            ended: None,
             since: Instant::now(),
             holders: Vec::new(),
             seen: Vec::new(),
@@ -237,28 +91,31 @@ impl Job {
         self.step
     }
 
-    /// It has failed, for the reason `why`, and its module is in the guest.
-    pub(super) fn fail_loaded(&mut self, why: String) {
-        self.go(Step::Failed, None);
-        self.step = Step::Resident;
-        self.failed = Some(why);
+    /// It has failed, or is gone, for the reason `why`, and its module is in the guest.
+    pub(super) fn end_loaded(&mut self, state: PatchState, why: String) {
+        self.go(Step::Resident, None);
+        self.ended = Some(Ended { state, why });
+        self.since = Instant::now();
     }
 
-    /// If it has failed, nothing more is to be done for it; whether it has.
-    pub(super) fn settle_failed(&mut self) -> bool {
-        let Some(failed) = self.failed.take() else { return false };
-        self.step = Step::Failed;
-        self.why = Some(failed);
+    /// If it has ended, nothing more is to be done for it; whether it has.
+    pub(super) fn settle_ended(&mut self) -> bool {
+        let Some(Ended { state, why }) = self.ended.take() else { return false };
+        self.step = if state == PatchState::Gone { Step::Gone } else { Step::Failed };
+        self.why = Some(why);
         true
+    }
+
+    /// Whether it has ended, and its module was in the guest.
+    pub(super) fn is_ended(&self) -> bool {
+        self.ended.is_some()
     }
 
     /// Goes on to another step; `why` is what there is to say of it.
     pub(super) fn go(&mut self, step: Step, why: Option<String>) {
         let before = self.state();
-        let failed = self.failed.take();
-        self.failed = failed.filter(|_| matches!(step, Step::Removing(_) | Step::Resident | Step::Removed));
-        if self.state_of(&step) != before {
-            self.since = Instant::now();
+        if !matches!(step, Step::Removing(_) | Step::Resident | Step::Removed) {
+            self.ended = None;
         }
         if !matches!(step, Step::Draining(_) | Step::Leaving(_)) {
             self.draining = Draining::default();
@@ -267,34 +124,18 @@ impl Job {
         }
         self.step = step;
         self.why = why;
+        if self.state() != before {
+            self.since = Instant::now();
+        }
     }
 
     /// When there is something to be done.
     pub(super) fn due(&self) -> Option<Instant> {
-        match self.step {
-            Step::Loading { until, .. } => Some(until),
-            Step::Applying(tries) | Step::RollingBack(tries) | Step::Filling(tries) => Some(tries.due),
-            Step::Draining(looks) | Step::Leaving(looks) => Some(looks.due),
-            Step::Removing(removal) => Some(removal.due()),
-            Step::Closed | Step::Resident | Step::Removed | Step::Failed | Step::Gone => None,
-        }
-    }
-
-    /// What the agent is to answer.
-    pub(super) fn request(&self) -> Option<u32> {
-        match self.step {
-            Step::Loading { request, .. }
-            | Step::Removing(Removal { stage: Stage::Unloading { request, .. }, .. }) => Some(request),
-            _ => None,
-        }
+        self.step.due()
     }
 
     pub(super) fn state(&self) -> PatchState {
-        self.state_of(&self.step)
-    }
-
-    fn state_of(&self, step: &Step) -> PatchState {
-        if self.failed.is_some() { PatchState::Failed } else { state(step) }
+        self.ended.as_ref().map_or_else(|| self.step.state(), |ended| ended.state)
     }
 
     /// Whether the guest has something of it that a new kernel would not have.
@@ -304,10 +145,10 @@ impl Job {
 
     /// Why it is not further, and why its module is still there.
     fn why(&self) -> Option<String> {
-        let Some(failed) = &self.failed else { return self.why.clone() };
+        let Some(ended) = &self.ended else { return self.why.clone() };
         Some(match (self.step, &self.why) {
-            (Step::Resident, Some(why)) => format!("{failed}; its module stays in the guest: {why}"),
-            _ => failed.clone(),
+            (Step::Resident, Some(why)) => format!("{}; its module stays in the guest: {why}", ended.why),
+            _ => ended.why.clone(),
         })
     }
 
@@ -347,7 +188,7 @@ impl Job {
         }
         self.told += 1;
         if self.draining.is_over() {
-            *looks = Looks { due: Instant::now(), pause: LOOK_FIRST };
+            *looks = Looks::at_once();
         } else if !self.draining.is_watched() {
             *looks = looks.told();
         }
@@ -389,20 +230,4 @@ impl Job {
 
 fn milliseconds(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
-fn state(step: &Step) -> PatchState {
-    match step {
-        Step::Loading { .. } => PatchState::Loading,
-        Step::Applying(_) => PatchState::Applying,
-        Step::Draining(_) => PatchState::Draining,
-        Step::Filling(_) | Step::Closed => PatchState::Closed,
-        Step::RollingBack(_) => PatchState::RollingBack,
-        Step::Leaving(_) => PatchState::Leaving,
-        Step::Removing(_) => PatchState::Removing,
-        Step::Resident => PatchState::Resident,
-        Step::Removed => PatchState::Removed,
-        Step::Failed => PatchState::Failed,
-        Step::Gone => PatchState::Gone,
-    }
 }

@@ -7,10 +7,10 @@ use update_server::server::{Patch, PatchId, State, UpdateServer};
 
 use super::access::{Access, looking, pausing};
 use super::admission::Admitted;
-use super::job::Step;
 use super::owner::Owner;
 use crate::agent::{AgentLink, Order};
 use crate::control::ControlError;
+use crate::control::model::PatchState;
 use crate::inspect;
 
 /// Asks the agent to load the module of the patch `id`; the number of the request.
@@ -62,6 +62,7 @@ impl Owner {
     /// Shows which patches have lost something with modules that were unloaded; whether there are any that were not known.
     pub(super) fn show_unloaded(&mut self) -> bool {
         let mut news = false;
+        let mut gone = Vec::new();
         for job in self.jobs.values_mut().filter(|job| job.state().is_applied()) {
             let Ok(modules @ [_, ..]) = self.server.unloaded(job.id) else { continue };
             let modules = modules.join(", ");
@@ -70,7 +71,7 @@ impl Owner {
                     "the guest has unloaded what was patched (module {modules}); apply again when it is there"
                 );
                 tracing::warn!(patch = job.id.0, name = job.name(), "a patch is gone: {why}");
-                job.go(Step::Gone, Some(why));
+                gone.push((job.id, why));
                 news = true;
             } else if job.why.is_none() {
                 let why = "the guest has unloaded a part of what was patched";
@@ -78,6 +79,10 @@ impl Owner {
                     Some(format!("{why} (module {modules}); roll back, and apply again when it is there"));
                 news = true;
             }
+        }
+        // Its own module is of no more use.
+        for (id, why) in gone {
+            self.end_loaded(id, PatchState::Gone, why);
         }
         news
     }

@@ -10,8 +10,11 @@
 //! | `access.rs` | the guest, as the owner gets at it |
 //! | `updates.rs` | the way to the owner, for everybody else |
 //! | `owner.rs` | the thread that owns all patches |
-//! | `steps.rs` | what it does for a patch when that is due |
+//! | `asked.rs` | what it is asked for by operators and by the guest |
+//! | `answers.rs` | what it hears from the agent |
+//! | `due.rs` | what it does for a patch when that is due |
 //! | `job.rs` | one patch on its way |
+//! | `step.rs` | what happens next to it, and when |
 //! | `linking.rs` | what a patch and the guest's modules have to do with each other |
 //! | `switch.rs` | one try to apply a patch or to roll it back |
 //! | `stubs.rs` | what vCPUs see of frames that tell the host by themselves that they leave |
@@ -22,14 +25,17 @@
 
 mod access;
 mod admission;
+mod answers;
+mod asked;
 mod board;
 mod drain;
+mod due;
 mod job;
 mod keys;
 mod linking;
 mod owner;
 mod removal;
-mod steps;
+mod step;
 mod stubs;
 mod switch;
 mod tombstones;

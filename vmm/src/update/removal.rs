@@ -13,19 +13,22 @@ use update_server::server::{Held, PatchId, SwitchError, UpdateServer};
 
 use super::access::{Access, looking, pausing};
 use super::admission::Admitted;
-use super::job::{Job, Removal, Stage, Step};
+use super::job::Job;
 use super::owner::{ANOTHER_KERNEL, Owner};
+use super::step::{Removal, Stage, Step};
 use super::switch::Deadline;
 use super::updates::Reply;
 use crate::agent::{Answer, Order, Outcome};
 use crate::control::ControlError;
+use crate::control::model::PatchState;
 use crate::inspect;
 
 /// For how long the agent may take to unload a module: the kernel waits for all that may be about to use it.
 const UNLOAD_LIMIT: Duration = Duration::from_secs(30);
 /// `EWOULDBLOCK` (include/uapi/asm-generic/errno-base.h, `EAGAIN`): the module is used.
 const EWOULDBLOCK: u32 = 11;
-
+/// What is still to be looked at.
+const SAYS_UNLOADED: &str = "the guest says that it has unloaded the module";
 /// For how long a patch waits for another's module to go: longer than the agent may take, and less than a request may.
 const WAIT_LIMIT: Duration = Duration::from_secs(45);
 
@@ -92,11 +95,22 @@ impl Owner {
         others.find(uses).map(Job::name)
     }
 
-    /// A patch was not applied, and its module is in the guest.
-    pub(super) fn fail_loaded(&mut self, id: PatchId, why: String) {
+    /// A patch has failed, or is gone, and its module is in the guest.
+    pub(super) fn end_loaded(&mut self, id: PatchId, state: PatchState, why: String) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        job.fail_loaded(why);
+        job.end_loaded(state, why);
         self.remove_module(id);
+    }
+
+    /// A patch is not applied, as nobody waits any longer for the `request` to load its module. The agent may be about to do it.
+    pub(super) fn not_loaded(&mut self, id: PatchId, request: u32, why: String) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if self.link.withdraw(request) {
+            job.late = Some(request);
+            self.end_loaded(id, PatchState::Failed, why);
+        } else {
+            job.go(Step::Failed, Some(why));
+        }
     }
 
     /// Tries again to remove what stays in the guest and need not, of those that are `meant`.
@@ -168,7 +182,7 @@ impl Owner {
         let why = match answer.outcome {
             Outcome::Done { taint, .. } => {
                 self.taint = Some(taint);
-                "the guest says that it has unloaded the module, and has it still".to_owned()
+                SAYS_UNLOADED.to_owned()
             }
             Outcome::Failed { errno: EWOULDBLOCK, taint } => {
                 self.taint = Some(taint);
@@ -190,7 +204,10 @@ impl Owner {
         let said = job.why.clone().unwrap_or_default();
         let looked = hold(&*self.access, &mut self.server, id, &job.admitted.module, &job.generation);
         match looked.unwrap_or_else(|error| Looked::NotNow(error.to_string())) {
-            Looked::Here => self.again(id, removal.next(|due| Stage::Releasing { due }), said),
+            Looked::Here => {
+                let said = if said == SAYS_UNLOADED { format!("{said}, and has it still") } else { said };
+                self.again(id, removal.next(|due| Stage::Releasing { due }), said);
+            }
             Looked::NotNow(why) => self.again(id, removal.next(|due| Stage::Holding { due }), why),
             other => self.end_removal(id, other),
         }

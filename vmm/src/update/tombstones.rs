@@ -11,8 +11,8 @@ use update_server::server::{Emptied, NotNow, PatchId, SwitchError, UpdateServer}
 
 use super::access::{Access, looking, pausing};
 use super::drain;
-use super::job::{Looks, Step, Tries};
 use super::owner::{ANOTHER_KERNEL, Owner};
+use super::step::{Looks, Step, Tries};
 use crate::control::ControlError;
 use crate::inspect;
 use crate::vcpu::{Met, Tombstones};

@@ -58,6 +58,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::removed_6_1_cloud", Tier::Gate, || removal::removed("6.1-cloud")),
     Test::new("patch::removed_6_12_cloud", Tier::Full, || removal::removed("6.12-cloud")),
     Test::new("patch::removed_when_nobody_holds_it", Tier::Gate, || removal::held("6.1-cloud")),
+    Test::new("patch::a_module_that_comes_late", Tier::Gate, || removal::late("6.1-cloud")),
     Test::new("patch::stays_if_it_keeps_an_address", Tier::Gate, || removal::kept("6.1-cloud")),
     Test::new("patch::agent_killed_while_it_is_removed", Tier::Full, || removal::agent_killed("6.1-cloud")),
     Test::new("patch::always_inside_6_1_cloud", Tier::Gate, || inside::always_inside("6.1-cloud")),

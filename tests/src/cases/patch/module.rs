@@ -1,5 +1,7 @@
 //! A function of a module that comes and goes.
 
+use std::time::Instant;
+
 use anyhow::{Result, ensure};
 
 use super::{Bench, patch};
@@ -51,6 +53,11 @@ pub(super) fn patched(kind: &'static str) -> Result<()> {
     let info = bench.wait_for(id, "gone", COMMAND)?;
     let why = info["why"].as_str().unwrap_or_default();
     ensure!(why.contains("unloaded") && why.contains("lucos_trial"), "{info}");
+    // So does the patch's own module.
+    let begin = Instant::now();
+    while bench.vm.run("cat /proc/modules")?.contains("lucos_answer ") {
+        ensure!(begin.elapsed() < COMMAND, "it stays: {}", bench.state(id)?);
+    }
     let refused = bench.vm.try_lucos(&format!("rollback {id}"))?;
     ensure!(refused.code == 1 && refused.out.contains("not_applied"), "{refused:?}");
     bench.vm.run("insmod /lucos_trial.ko")?;

@@ -113,6 +113,9 @@ pub(super) fn refusals(kind: &'static str) -> Result<()> {
     let failing = bench.version()?.with_module(break_version)?;
     let output = patch(&bench.apply(&failing, unsigned)?, 5)?;
     ensure!(output["why"].as_str().is_some_and(|why| why.contains("refuses module lucos_patch")), "{output}");
+    let output = patch(&bench.apply(&Lup::unwilling(kind, "unwilling")?, unsigned)?, 5)?;
+    let why = output["why"].as_str().unwrap_or_default();
+    ensure!(why.contains("refuses module lucos_unwilling: No such device"), "{output}");
 
     ensure!(!bench.is_patched()?, "new code runs");
     bench.text_is_the_images()?;

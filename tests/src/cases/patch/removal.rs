@@ -121,6 +121,41 @@ fn what_was_not_applied_goes(bench: &mut Bench) -> Result<()> {
     bench.vm.run("kill -USR1 $(cat /old); wait $(cat /old)").map(drop)
 }
 
+/// Nobody waits any longer for a module that the guest is loading: it does not stay.
+pub(super) fn late(kind: &'static str) -> Result<()> {
+    let mut bench = Bench::start(kind, 2)?;
+    let lup = Lup::late(kind, "late")?;
+    for taken_back in [false, true] {
+        let id = if taken_back {
+            let info = patch(&bench.apply(&lup, &["--unsigned"])?, 0)?;
+            let id = info["id"].as_u64().context("no number")?;
+            while !bench.vm.run("cat /proc/modules")?.contains("lucos_late ") {}
+            let info = bench.take_back(id)?;
+            ensure!(info["state"] == "failed", "{info}");
+            id
+        } else {
+            let info = patch(&bench.apply(&lup, &["--unsigned", "--wait", "--limit", "1"])?, 5)?;
+            let why = info["why"].as_str().unwrap_or_default();
+            ensure!(why.contains("has not loaded the module within 1 s"), "{info}");
+            info["id"].as_u64().context("no number")?
+        };
+        ensure!(bench.vm.run("cat /proc/modules")?.contains("lucos_late "), "it is not being loaded");
+        let before = bench.state(id)?;
+        let begin = Instant::now();
+        while bench.vm.run("cat /proc/modules")?.contains("lucos_late ") {
+            ensure!(begin.elapsed() < COMMAND, "it stays: {}", bench.state(id)?);
+        }
+        println!("taken back: {taken_back}; the module went within {:?}", begin.elapsed());
+        let after = bench.state(id)?;
+        ensure!(after["state"] == "failed" && after["why"] == before["why"], "{before} {after}");
+    }
+    // It is applied by whoever waits for it.
+    let info = patch(&bench.apply(&lup, &["--unsigned", "--wait"])?, 0)?;
+    ensure!(info["state"] == "closed", "{info}");
+    bench.text_is_the_images()?;
+    bench.vm.power_off()
+}
+
 /// Somebody in the guest holds the module: it stays, is used again, and goes when it is free and somebody asks.
 pub(super) fn held(kind: &'static str) -> Result<()> {
     let mut bench = Bench::start(kind, 2)?;

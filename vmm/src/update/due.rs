@@ -10,8 +10,9 @@ use update_server::server::{PatchId, UpdateServer};
 
 use super::access::looking;
 use super::drain::{self, Left};
-use super::job::{Job, Looks, Step, Tries};
+use super::job::Job;
 use super::owner::{ANOTHER_KERNEL, Owner};
+use super::step::{Looks, Step, Tries};
 use super::switch::{self, Direction, Tried};
 use crate::control::model::PatchState;
 use crate::inspect::GuestBytes;
@@ -22,7 +23,6 @@ impl Owner {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         match job.step() {
             Step::Loading { request, .. } => {
-                self.link.withdraw(request);
                 let limit = job.limit.as_secs();
                 let why = match self.link.hello() {
                     None => format!(
@@ -30,7 +30,7 @@ impl Owner {
                     ),
                     Some(_) => format!("the guest's agent has not loaded the module within {limit} s"),
                 };
-                job.go(Step::Failed, Some(why));
+                self.not_loaded(id, request, why);
             }
             Step::Applying(tries) | Step::RollingBack(tries) => {
                 self.switch(id, tries);
@@ -108,7 +108,7 @@ impl Owner {
     /// A patch is what it was before it was tried, and is not tried again. Whether somebody is left in old code is looked at again.
     fn unchanged(&mut self, id: PatchId, applying: bool, why: &str) {
         if applying {
-            self.fail_loaded(id, format!("not applied, and nothing was changed: {why}"));
+            self.end_loaded(id, PatchState::Failed, format!("not applied, and nothing was changed: {why}"));
         } else if let Some(job) = self.jobs.get_mut(&id) {
             let why = format!("not rolled back, and still applied: {why}");
             job.go(Step::Draining(Looks::begin()), Some(why));
