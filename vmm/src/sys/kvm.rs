@@ -46,6 +46,7 @@ pub struct GuestVm {
     fd: VmFd,
     ram: GuestRam,
     address_spaces: u32,
+    sync_regs: bool,
 }
 
 impl GuestVm {
@@ -63,7 +64,8 @@ impl GuestVm {
         fd.create_pit2(pit).map_err(KvmError::of("KVM_CREATE_PIT2"))?;
         let address_spaces =
             u32::try_from(fd.check_extension_raw(CAP_MULTI_ADDRESS_SPACE)).unwrap_or(0).max(1);
-        let vm = Self { fd, ram, address_spaces };
+        let sync_regs = fd.check_extension(Cap::SyncRegs);
+        let vm = Self { fd, ram, address_spaces, sync_regs };
         for (slot, region) in (0..).zip(vm.ram.regions()) {
             let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
             vm.add_slot(slot, 0, start, region.protectable())?;
@@ -107,6 +109,11 @@ impl GuestVm {
     /// Whether KVM emulates system management mode.
     pub fn has_system_management(&self) -> bool {
         self.fd.check_extension_raw(CAP_X86_SMM) > 0
+    }
+
+    /// Whether KVM can leave a vCPU's registers in shared memory when the vCPU leaves the guest.
+    pub fn has_sync_regs(&self) -> bool {
+        self.sync_regs
     }
 
     /// Whether the second view exists: a second memslot address space, backed by the writable mapping.

@@ -9,9 +9,9 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_RUN_X86_SMM, kvm_run,
+    KVM_EXIT_SHUTDOWN, KVM_RUN_X86_SMM, kvm_regs, kvm_run, kvm_sregs,
 };
-use kvm_ioctls::{Error as KvmErrno, VcpuFd};
+use kvm_ioctls::{Error as KvmErrno, SyncReg, VcpuFd};
 use update_server::x86::stub;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -128,6 +128,11 @@ impl Attached<'_> {
     ///
     /// An error is KVM's own; a signal or kick is [`VmExit::Interrupted`].
     pub fn run(&mut self) -> io::Result<VmExit<'_>> {
+        self.leave_registers(false);
+        self.enter()
+    }
+
+    fn enter(&mut self) -> io::Result<VmExit<'_>> {
         // A stale reason must not be taken for this run's: KVM leaves it alone when it fails (seen on 6.1).
         self.vcpu.fd.get_kvm_run().exit_reason = 0;
         let result = self.vcpu.fd.run().map(drop).map_err(KvmErrno::errno);
@@ -153,8 +158,28 @@ impl Attached<'_> {
     /// [`VmExit::Interrupted`] means that nothing is pending: registers can be read. Anything else is a
     /// further exit of the same instruction, to be served before this is called again.
     pub fn drain(&mut self) -> io::Result<VmExit<'_>> {
+        self.leave_registers(self.vcpu.vm.has_sync_regs());
         self.vcpu.fd.set_kvm_immediate_exit(1);
-        self.run()
+        self.enter()
+    }
+
+    /// The registers as they were when [`Attached::drain`] found that nothing is pending, if KVM has left them. They cost no call.
+    pub fn registers(&self) -> Option<(kvm_regs, kvm_sregs)> {
+        self.vcpu.vm.has_sync_regs().then(|| {
+            let left = self.vcpu.fd.sync_regs();
+            (left.regs, left.sregs)
+        })
+    }
+
+    /// Whether KVM is to leave the registers in the memory that it shares with this VMM (KVM api.rst 6.74, `KVM_CAP_SYNC_REGS`).
+    fn leave_registers(&mut self, leave: bool) {
+        for registers in [SyncReg::Register, SyncReg::SystemRegister] {
+            if leave {
+                self.vcpu.fd.set_sync_valid_reg(registers);
+            } else {
+                self.vcpu.fd.clear_sync_valid_reg(registers);
+            }
+        }
     }
 
     /// Puts the answer to a [`VmExit::Hypercall`] or [`VmExit::Tombstone`], which was the last exit, where the guest gets it on the

@@ -2,7 +2,7 @@
 
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
-    Msrs, kvm_msr_entry,
+    Msrs, kvm_msr_entry, kvm_regs, kvm_sregs,
 };
 use update_server::guest::{Registers, Vcpu};
 
@@ -13,11 +13,20 @@ use crate::sys::vcpu::VcpuPeer;
 const LSTAR: u32 = 0xc000_0082;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
-/// Reads the registers of vCPU `id`, which is parked.
-pub(super) fn snapshot(id: u32, vcpu: &VcpuPeer) -> Result<Vcpu, KvmError> {
+/// Reads the registers of vCPU `id`, which is parked; those that it has `left` when it was need not be asked for.
+pub(super) fn snapshot(
+    id: u32,
+    vcpu: &VcpuPeer,
+    left: Option<&(kvm_regs, kvm_sregs)>,
+) -> Result<Vcpu, KvmError> {
     let fd = vcpu.fd();
-    let regs = fd.get_regs().map_err(KvmError::of("KVM_GET_REGS"))?;
-    let sregs = fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
+    let (regs, sregs) = match left {
+        Some(left) => *left,
+        None => (
+            fd.get_regs().map_err(KvmError::of("KVM_GET_REGS"))?,
+            fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?,
+        ),
+    };
     let state = fd.get_mp_state().map_err(KvmError::of("KVM_GET_MP_STATE"))?.mp_state;
     let entries = [LSTAR, KERNEL_GS_BASE].map(|index| kvm_msr_entry { index, ..kvm_msr_entry::default() });
     let mut msrs = Msrs::from_entries(&entries).expect("two entries fit");

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
+use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_regs, kvm_sregs};
 use update_server::addr::Gva;
 use update_server::guest::Vcpu;
 use update_server::x86::stub;
@@ -129,6 +129,8 @@ impl ExitCounters {
 struct Shared {
     rendezvous: Rendezvous,
     bus: Arc<PortsAndMemory>,
+    /// What each vCPU has left in its registers when it was parked.
+    registers: Vec<Mutex<Option<(kvm_regs, kvm_sregs)>>>,
     on_stop: Box<dyn Fn(u8, GuestStop) + Send + Sync>,
 }
 
@@ -175,7 +177,8 @@ impl VcpuThreads {
         let peers = vcpus.iter().map(VcpuRun::peer).collect::<io::Result<_>>();
         let peers = peers.map_err(|source| KvmError { call: "a second descriptor of a vCPU", source })?;
         let rendezvous = Rendezvous::default();
-        let shared = Arc::new(Shared { rendezvous, bus, on_stop: Box::new(on_stop) });
+        let registers = vcpus.iter().map(|_| Mutex::default()).collect();
+        let shared = Arc::new(Shared { rendezvous, bus, registers, on_stop: Box::new(on_stop) });
         let this = Self {
             shared,
             threads: Mutex::default(),
@@ -225,7 +228,11 @@ impl VcpuThreads {
 
     /// What every vCPU was doing when it was paused. Only while a pause is held; KVM would let this wait otherwise.
     pub fn snapshots(&self) -> Result<Vec<Vcpu>, KvmError> {
-        (0..).zip(&self.peers).map(|(id, peer)| snapshot(id, peer)).collect()
+        let vcpus = (0..).zip(&self.peers).zip(&self.shared.registers);
+        let all = vcpus.map(|((id, peer), left)| {
+            snapshot(id, peer, left.lock().unwrap_or_else(PoisonError::into_inner).as_ref())
+        });
+        all.collect()
     }
 
     /// Exit counters by vCPU.
@@ -271,9 +278,15 @@ fn run_thread(id: u8, mut vcpu: VcpuRun, shared: &Shared, counters: &ExitCounter
             shared.rendezvous.park_until_stopped();
             return;
         }
+        let left = |registers| {
+            let place = &shared.registers[usize::from(id)];
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = registers;
+        };
+        left(vcpu.registers());
         if !shared.rendezvous.park() {
             return;
         }
+        left(None);
         // Tells the guest that it was stopped, so that its watchdogs stay quiet (KVM api.rst 4.71). A guest
         // that does not use kvmclock answers EINVAL, and has no flag to set.
         if let Err(error) = vcpu.fd().kvmclock_ctrl()
