@@ -11,9 +11,16 @@
 
 #include "hostile.h"
 
-/* How far behind the beginning of the function the changed byte is: where a jump begins, behind the call of ftrace. */
-#define OFFSET 5
 #define FLIP 0x01
+
+/* How far behind the beginning of the function the changed byte is: where a jump begins, behind the mark for indirect branches, which
+ * not every function has, and the call of ftrace. */
+static unsigned int offset_in(const u8 *code)
+{
+	static const u8 endbr64[] = { 0xf3, 0x0f, 0x1e, 0xfa };
+
+	return 5 + (memcmp(code, endbr64, sizeof(endbr64)) ? 0 : sizeof(endbr64));
+}
 
 /* A byte of it by another address, at which it can be written. */
 static u8 *alias;
@@ -27,7 +34,7 @@ static int begin_text(const char *name)
 
 	if (!byte)
 		return -ENOENT;
-	byte += OFFSET;
+	byte += offset_in(byte);
 	at = (unsigned long)byte;
 	page = at >= MODULES_VADDR && at < MODULES_END ? vmalloc_to_page(byte) : virt_to_page(byte);
 	map = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
@@ -89,7 +96,7 @@ static int begin_page(const char *name)
 		return -ENOMEM;
 	copied = page_address(copy);
 	memcpy(copied, (void *)(at & ~(bytes - 1)), bytes);
-	copied[(at & (bytes - 1)) + OFFSET] ^= FLIP;
+	copied[(at & (bytes - 1)) + offset_in((void *)at)] ^= FLIP;
 	frame = PTE_PFN_MASK & ~(bytes - 1);
 	was = READ_ONCE(*entry);
 	other = (was & ~frame) | __pa(copied);

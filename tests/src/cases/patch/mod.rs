@@ -47,6 +47,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::livepatched_by_the_guest", Tier::Full, || traced::livepatched("6.1-cloud")),
     Test::new("patch::while_the_guest_changes_itself", Tier::Full, || restless::restless("6.1-cloud")),
     Test::new("patch::a_guest_that_lies_6_1_cloud", Tier::Gate, || hostile::lies("6.1-cloud")),
+    Test::new("patch::a_guest_that_lies_6_12_cloud", Tier::Full, || hostile::lies("6.12-cloud")),
     Test::new("patch::tombstones_6_1_cloud", Tier::Gate, || tombstones::filled("6.1-cloud")),
     Test::new("patch::tombstones_6_12_cloud", Tier::Full, || tombstones::filled("6.12-cloud")),
     Test::new("patch::met_tombstones_6_1_cloud", Tier::Gate, || tombstones::stale("6.1-cloud")),
