@@ -40,7 +40,7 @@ pub(super) fn measure(setting: &Setting) -> Result<()> {
     for cpus in [1, 2, 4] {
         let loops =
             format!("for i in $(seq {cpus}); do while :; do :; done & done; sleep 2; echo all 'busy'; wait");
-        let seen = insist(|| bench.pauses(cpus, 512, &loops, "all busy", &PATCHES))?;
+        let seen = insist(|| bench.pauses(cpus, 512, &loops, &["all busy"], &PATCHES))?;
         seen.print(&format!("{cpus}cpu"), cpus, None)?;
     }
     let mut few = None;
@@ -48,9 +48,11 @@ pub(super) fn measure(setting: &Setting) -> Result<()> {
         let batches = sleepers.div_ceil(BATCH);
         let script = format!(
             "n=0; for b in $(seq {batches}); do i=0; while [ $i -lt {BATCH} -a $n -lt {sleepers} ]; do \
-             sleep 100000 & i=$((i+1)); n=$((n+1)); done; done; sleep 2; echo all 'there'; wait"
+             sleep 100000 & i=$((i+1)); n=$((n+1)); done; echo batch 'done'; done; sleep 2; echo all 'there'; wait"
         );
-        let seen = insist(|| bench.pauses(4, 2048, &script, "all there", &PATCHES[..1]))?;
+        let mut lines = vec!["batch done"; batches as usize];
+        lines.push("all there");
+        let seen = insist(|| bench.pauses(4, 2048, &script, &lines, &PATCHES[..1]))?;
         let medians = seen.print(&format!("{sleepers}tasks"), 4, few.as_ref())?;
         few = few.or(Some(medians));
     }
@@ -87,8 +89,8 @@ impl<'s> Bench<'s> {
         Ok(Self { setting, initrd })
     }
 
-    /// A guest with an agent that has said `ready`.
-    fn start(&self, cpus: u8, memory_mib: u32, script: &str, ready: &str) -> Result<(Guest, Lucos)> {
+    /// A guest with an agent that has said `lines`, one after the other.
+    fn start(&self, cpus: u8, memory_mib: u32, script: &str, lines: &[&str]) -> Result<(Guest, Lucos)> {
         let socket = Path::new("control.sock");
         fresh_socket(socket);
         let machine = Machine {
@@ -100,7 +102,9 @@ impl<'s> Bench<'s> {
             ..self.setting.tiny(&format!("{AGENT} {script}"))
         };
         let mut guest = Guest::start(Vmm::Lucos, &machine)?;
-        guest.line_with(ready)?;
+        for line in lines {
+            guest.line_with(line)?;
+        }
         Ok((guest, Lucos::new(socket)))
     }
 
@@ -109,10 +113,10 @@ impl<'s> Bench<'s> {
         cpus: u8,
         memory_mib: u32,
         script: &str,
-        ready: &str,
+        lines: &[&str],
         patches: &[(&str, u32)],
     ) -> Result<Seen> {
-        let (_guest, mut lucos) = self.start(cpus, memory_mib, script, ready)?;
+        let (_guest, mut lucos) = self.start(cpus, memory_mib, script, lines)?;
         let mut parking = Vec::new();
         let mut switches = Vec::new();
         for &(name, functions) in patches {
@@ -143,7 +147,7 @@ impl<'s> Bench<'s> {
             echo 0 > /sys/kernel/livepatch/lucos_livepatch/enabled; \
             while [ -d /sys/kernel/livepatch/lucos_livepatch ]; do sleep 0.05; done; rmmod lucos_livepatch; done; echo own 'over'; wait";
         let (mut guest, lucos) =
-            self.start(2, 512, &format!("sleep 1; {script}"), "lucos-guest: init reached")?;
+            self.start(2, 512, &format!("sleep 1; {script}"), &["lucos-guest: init reached"])?;
         let mut own = Vec::new();
         for _ in 0..5 {
             let begin = guest.line_with("own begin")?.at;
@@ -173,7 +177,7 @@ impl<'s> Bench<'s> {
              while [ $(lucos-agent status | grep -c closed) = 0 ]; do sleep 0.2; done; \
              for r in $(seq {RUNS}); do caller {CALLS}; done; wait"
         );
-        let (mut guest, lucos) = self.start(1, 512, &script, "lucos-guest: init reached")?;
+        let (mut guest, lucos) = self.start(1, 512, &script, &["lucos-guest: init reached"])?;
         let runs = |guest: &mut Guest| -> Result<Samples> {
             let mut times = Vec::new();
             for _ in 0..RUNS {
@@ -193,7 +197,8 @@ impl<'s> Bench<'s> {
 
     /// Exits of a guest with a patch whose old code nobody runs.
     fn exits(&self) -> Result<()> {
-        let (_guest, lucos) = self.start(2, 512, "sleep 1; echo all 'there'; sleep 100000", "all there")?;
+        let (_guest, lucos) =
+            self.start(2, 512, "sleep 1; echo all 'there'; sleep 100000", &["all there"])?;
         let file = self.file("many")?;
         // The agent has come, and the image is read.
         let there = apply(&lucos, &file)?;
