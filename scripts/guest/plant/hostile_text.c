@@ -14,12 +14,14 @@
 #define FLIP 0x01
 
 /* How far behind the beginning of the function the changed byte is: where a jump begins, behind the mark for indirect branches, which
- * not every function has, and the call of ftrace. */
+ * not every function has and the kernel turns into a NOP where nobody needs it, and the call of ftrace. */
 static unsigned int offset_in(const u8 *code)
 {
 	static const u8 endbr64[] = { 0xf3, 0x0f, 0x1e, 0xfa };
+	static const u8 sealed[] = { 0x0f, 0x1f, 0x40 };
+	bool marked = !memcmp(code, endbr64, sizeof(endbr64)) || !memcmp(code, sealed, sizeof(sealed));
 
-	return 5 + (memcmp(code, endbr64, sizeof(endbr64)) ? 0 : sizeof(endbr64));
+	return marked ? 9 : 5;
 }
 
 /* A byte of it by another address, at which it can be written. */

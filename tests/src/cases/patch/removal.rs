@@ -127,12 +127,17 @@ pub(super) fn late(kind: &'static str) -> Result<()> {
     let lup = Lup::late(kind, "late")?;
     for taken_back in [false, true] {
         let id = if taken_back {
-            let info = patch(&bench.apply(&lup, &["--unsigned"])?, 0)?;
-            let id = info["id"].as_u64().context("no number")?;
+            let file = lup.write(bench.folder.path())?;
+            let mut lucos = bench.lucos()?;
+            lucos.args(["apply", "--unsigned"]).arg(file);
+            let applying = std::thread::spawn(move || process::run(&mut lucos, crate::deadlines::PATCH));
             while !bench.vm.run("cat /proc/modules")?.contains("lucos_late ") {}
-            let info = bench.take_back(id)?;
+            let info = bench.take_back(2)?;
             ensure!(info["state"] == "failed", "{info}");
-            id
+            let applied =
+                applying.join().map_err(|_| anyhow::anyhow!("the thread that applies has panicked"))?;
+            ensure!(applied?.code != 0, "it was applied");
+            2
         } else {
             let info = patch(&bench.apply(&lup, &["--unsigned", "--wait", "--limit", "1"])?, 5)?;
             let why = info["why"].as_str().unwrap_or_default();
