@@ -18,7 +18,7 @@
 static unsigned int offset_in(const u8 *code)
 {
 	static const u8 endbr64[] = { 0xf3, 0x0f, 0x1e, 0xfa };
-	static const u8 sealed[] = { 0x0f, 0x1f, 0x40 };
+	static const u8 sealed[] = { 0x66, 0x0f, 0x1f, 0x00 };
 	bool marked = !memcmp(code, endbr64, sizeof(endbr64)) || !memcmp(code, sealed, sizeof(sealed));
 
 	return marked ? 9 : 5;
