@@ -118,6 +118,7 @@ mod tests {
         known.add(second, Page { start: Gpa(0x9000), bits: 12 });
         assert_eq!((known.get(first), known.get(second)), (None, Some(Gpa(0x9008))));
     }
+
     #[test]
     fn there_are_more_places_when_more_is_looked_up() {
         let known = Translations::default();

@@ -102,6 +102,7 @@ impl Owner {
             }
         }
     }
+
     /// The agent has done what it was asked for when nobody waited for it any more.
     fn hear_late(&mut self, answer: Answer) {
         let Some(job) = self.jobs.values_mut().find(|job| job.late == Some(answer.id)) else { return };

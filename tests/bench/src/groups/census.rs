@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{Setting, fresh_socket};
+use super::{Setting, fresh_socket, sleepers};
 use crate::api::{Lucos, Stop};
 use crate::figure::{Aim, Figure};
 use crate::guest::{Guest, insist};
@@ -18,8 +18,6 @@ const CPUS: u8 = 4;
 const SLEEPERS: [u32; 3] = [10, 500, 5000];
 /// Enough for the most of them.
 const MEMORY_MIB: u32 = 2048;
-/// Sleepers that are started between two lines on the console.
-const BATCH: u32 = 250;
 /// Censuses after the first, and pauses of the same guest.
 const LOOKS: usize = 21;
 /// Between two, so that something has run.
@@ -85,13 +83,7 @@ pub(super) fn measure(setting: &Setting) -> Result<()> {
 fn look(setting: &Setting, sleepers: u32, load: Load) -> Result<Seen> {
     let socket = Path::new("control.sock");
     fresh_socket(socket);
-    let batches = sleepers.div_ceil(BATCH);
-    // The quotes tell what is said from the command line that the kernel logs.
-    let script = format!(
-        "n=0; for b in $(seq {batches}); do i=0; while [ $i -lt {BATCH} -a $n -lt {sleepers} ]; do sleep 100000 & \
-         i=$((i+1)); n=$((n+1)); done; echo batch 'done'; done; {} sleep 2; echo all 'there'; wait",
-        load.script()
-    );
+    let script = sleepers::script(sleepers, load.script());
     let machine = Machine {
         cpus: CPUS,
         memory_mib: MEMORY_MIB,
@@ -99,10 +91,7 @@ fn look(setting: &Setting, sleepers: u32, load: Load) -> Result<Seen> {
         ..setting.tiny(&script)
     };
     let mut guest = Guest::start(Vmm::Lucos, &machine)?;
-    for _ in 0..batches {
-        guest.line_with("batch done")?;
-    }
-    guest.line_with("all there")?;
+    sleepers::wait(&mut guest, sleepers)?;
     let mut lucos = Lucos::new(socket);
     let symbol = |lucos: &Lucos| -> Result<Duration> {
         let begin = Instant::now();

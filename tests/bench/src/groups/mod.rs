@@ -6,6 +6,7 @@ mod disk;
 mod memory;
 mod patch;
 mod pause;
+mod sleepers;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{Setting, fresh_socket};
+use super::{Setting, fresh_socket, sleepers};
 use crate::api::{Lucos, Stop};
 use crate::figure::{Aim, Figure};
 use crate::guest::{Guest, insist};
@@ -21,8 +21,6 @@ const PATCHES: [(&str, u32); 2] = [("version", 1), ("many", 32)];
 const ROUNDS: usize = 15;
 /// Processes that sleep.
 const SLEEPERS: [u32; 2] = [10, 5000];
-/// Sleepers that are started between two lines on the console.
-const BATCH: u32 = 250;
 /// Calls of a function in one run of the program that makes them.
 const CALLS: u32 = 300_000;
 /// Runs of that program.
@@ -40,19 +38,16 @@ pub(super) fn measure(setting: &Setting) -> Result<()> {
     for cpus in [1, 2, 4] {
         let loops =
             format!("for i in $(seq {cpus}); do while :; do :; done & done; sleep 2; echo all 'busy'; wait");
-        let seen = insist(|| bench.pauses(cpus, 512, &loops, &["all busy"], &PATCHES))?;
+        let seen = insist(|| {
+            bench.pauses(cpus, 512, &loops, |guest| guest.line_with("all busy").map(drop), &PATCHES)
+        })?;
         seen.print(&format!("{cpus}cpu"), cpus, None)?;
     }
     let mut few = None;
     for sleepers in SLEEPERS {
-        let batches = sleepers.div_ceil(BATCH);
-        let script = format!(
-            "n=0; for b in $(seq {batches}); do i=0; while [ $i -lt {BATCH} -a $n -lt {sleepers} ]; do \
-             sleep 100000 & i=$((i+1)); n=$((n+1)); done; echo batch 'done'; done; sleep 2; echo all 'there'; wait"
-        );
-        let mut lines = vec!["batch done"; batches as usize];
-        lines.push("all there");
-        let seen = insist(|| bench.pauses(4, 2048, &script, &lines, &PATCHES[..1]))?;
+        let script = sleepers::script(sleepers, "");
+        let ready = |guest: &mut Guest| sleepers::wait(guest, sleepers);
+        let seen = insist(|| bench.pauses(4, 2048, &script, ready, &PATCHES[..1]))?;
         let medians = seen.print(&format!("{sleepers}tasks"), 4, few.as_ref())?;
         few = few.or(Some(medians));
     }
@@ -89,8 +84,8 @@ impl<'s> Bench<'s> {
         Ok(Self { setting, initrd })
     }
 
-    /// A guest with an agent that has said `lines`, one after the other.
-    fn start(&self, cpus: u8, memory_mib: u32, script: &str, lines: &[&str]) -> Result<(Guest, Lucos)> {
+    /// A guest with an agent.
+    fn start(&self, cpus: u8, memory_mib: u32, script: &str) -> Result<(Guest, Lucos)> {
         let socket = Path::new("control.sock");
         fresh_socket(socket);
         let machine = Machine {
@@ -101,11 +96,7 @@ impl<'s> Bench<'s> {
             control: Some(socket.to_owned()),
             ..self.setting.tiny(&format!("{AGENT} {script}"))
         };
-        let mut guest = Guest::start(Vmm::Lucos, &machine)?;
-        for line in lines {
-            guest.line_with(line)?;
-        }
-        Ok((guest, Lucos::new(socket)))
+        Ok((Guest::start(Vmm::Lucos, &machine)?, Lucos::new(socket)))
     }
 
     fn pauses(
@@ -113,10 +104,11 @@ impl<'s> Bench<'s> {
         cpus: u8,
         memory_mib: u32,
         script: &str,
-        lines: &[&str],
+        ready: impl Fn(&mut Guest) -> Result<()>,
         patches: &[(&str, u32)],
     ) -> Result<Seen> {
-        let (_guest, mut lucos) = self.start(cpus, memory_mib, script, lines)?;
+        let (mut guest, mut lucos) = self.start(cpus, memory_mib, script)?;
+        ready(&mut guest)?;
         let mut parking = Vec::new();
         let mut switches = Vec::new();
         for &(name, functions) in patches {
@@ -146,8 +138,8 @@ impl<'s> Bench<'s> {
             while [ $(cat /sys/kernel/livepatch/lucos_livepatch/transition) = 1 ]; do sleep 0.05; done; echo own 'end'; \
             echo 0 > /sys/kernel/livepatch/lucos_livepatch/enabled; \
             while [ -d /sys/kernel/livepatch/lucos_livepatch ]; do sleep 0.05; done; rmmod lucos_livepatch; done; echo own 'over'; wait";
-        let (mut guest, lucos) =
-            self.start(2, 512, &format!("sleep 1; {script}"), &["lucos-guest: init reached"])?;
+        let (mut guest, lucos) = self.start(2, 512, &format!("sleep 1; {script}"))?;
+        guest.until_init()?;
         let mut own = Vec::new();
         for _ in 0..5 {
             let begin = guest.line_with("own begin")?.at;
@@ -177,7 +169,8 @@ impl<'s> Bench<'s> {
              while [ $(lucos-agent status | grep -c closed) = 0 ]; do sleep 0.2; done; \
              for r in $(seq {RUNS}); do caller {CALLS}; done; wait"
         );
-        let (mut guest, lucos) = self.start(1, 512, &script, &["lucos-guest: init reached"])?;
+        let (mut guest, lucos) = self.start(1, 512, &script)?;
+        guest.until_init()?;
         let runs = |guest: &mut Guest| -> Result<Samples> {
             let mut times = Vec::new();
             for _ in 0..RUNS {
@@ -197,8 +190,8 @@ impl<'s> Bench<'s> {
 
     /// Exits of a guest with a patch whose old code nobody runs.
     fn exits(&self) -> Result<()> {
-        let (_guest, lucos) =
-            self.start(2, 512, "sleep 1; echo all 'there'; sleep 100000", &["all there"])?;
+        let (mut guest, lucos) = self.start(2, 512, "sleep 1; echo all 'there'; sleep 100000")?;
+        guest.line_with("all there")?;
         let file = self.file("many")?;
         // The agent has come, and the image is read.
         let there = apply(&lucos, &file)?;

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::deadlines::{BOOT, PATCH};
+use crate::deadlines::{BOOT, COMMAND, PATCH};
 use crate::harness::{Test, Tier};
 use crate::images;
 use crate::initramfs::Initramfs;
@@ -161,6 +161,20 @@ impl Bench {
         let mut lucos = Command::new(lucos);
         lucos.arg("--api-socket").arg(self.vm.api_socket()).arg("--json");
         Ok(lucos)
+    }
+
+    /// Whether the guest has a module of this name.
+    fn has_module(&mut self, name: &str) -> Result<bool> {
+        Ok(self.vm.run("cat /proc/modules")?.lines().any(|line| line.starts_with(&format!("{name} "))))
+    }
+
+    /// Waits until the guest has the module of a patch no more; says how long that took.
+    fn wait_until_unloaded(&mut self, id: u64, name: &str) -> Result<Duration> {
+        let begin = Instant::now();
+        while self.has_module(name)? {
+            ensure!(begin.elapsed() < COMMAND, "it stays: {}", self.state(id)?);
+        }
+        Ok(begin.elapsed())
     }
 
     /// What a patch is doing.

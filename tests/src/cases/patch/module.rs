@@ -1,7 +1,5 @@
 //! A function of a module that comes and goes.
 
-use std::time::Instant;
-
 use anyhow::{Result, ensure};
 
 use super::{Bench, patch};
@@ -54,10 +52,7 @@ pub(super) fn patched(kind: &'static str) -> Result<()> {
     let why = info["why"].as_str().unwrap_or_default();
     ensure!(why.contains("unloaded") && why.contains("lucos_trial"), "{info}");
     // So does the patch's own module.
-    let begin = Instant::now();
-    while bench.vm.run("cat /proc/modules")?.contains("lucos_answer ") {
-        ensure!(begin.elapsed() < COMMAND, "it stays: {}", bench.state(id)?);
-    }
+    bench.wait_until_unloaded(id, "lucos_answer")?;
     let refused = bench.vm.try_lucos(&format!("rollback {id}"))?;
     ensure!(refused.code == 1 && refused.out.contains("not_applied"), "{refused:?}");
     bench.vm.run("insmod /lucos_trial.ko")?;

@@ -11,15 +11,13 @@ use crate::lup::Lup;
 use crate::process;
 
 const MODULE: &str = "lucos_patch";
+/// One that takes four seconds to be loaded.
+const LATE: &str = "lucos_late";
 const NEW: &str = "lucos_version_proc_show";
 /// Patches that are applied and removed one after the other.
 const CYCLES: u32 = 5;
 
 impl Bench {
-    fn has_module(&mut self) -> Result<bool> {
-        Ok(self.vm.run("cat /proc/modules")?.lines().any(|line| line.starts_with(&format!("{MODULE} "))))
-    }
-
     /// Whether the guest knows the patch's new function. It has many, and takes its time.
     fn has_symbol(&mut self) -> Result<bool> {
         let count = self.vm.run_within(&format!("grep -c ' {NEW}\\b' /proc/kallsyms; true"), LONG_COMMAND)?;
@@ -28,7 +26,7 @@ impl Bench {
 
     fn apply_new(&mut self, lup: &Lup) -> Result<u64> {
         let info = patch(&self.apply(lup, &["--unsigned", "--wait"])?, 0)?;
-        ensure!(info["state"] == "closed" && self.is_patched()? && self.has_module()?, "{info}");
+        ensure!(info["state"] == "closed" && self.is_patched()? && self.has_module(MODULE)?, "{info}");
         info["id"].as_u64().context("no number")
     }
 
@@ -38,7 +36,7 @@ impl Bench {
 
     fn is_removed(&mut self, info: &Value) -> Result<()> {
         ensure!(info["state"] == "removed" && info["why"].is_null(), "{info}");
-        ensure!(!self.has_module()? && !self.is_patched()?, "removed, and still there: {info}");
+        ensure!(!self.has_module(MODULE)? && !self.is_patched()?, "removed, and still there: {info}");
         self.text_is_the_images()
     }
 
@@ -112,11 +110,9 @@ fn what_was_not_applied_goes(bench: &mut Bench) -> Result<()> {
     let lup = bench.version()?.replace("__x64_sys_pause", "lucos_sys_pause")?.quiescent();
     let info = patch(&bench.apply(&lup, &["--unsigned", "--limit", "1"])?, 5)?;
     ensure!(info["state"] == "failed", "{info}");
-    let begin = Instant::now();
-    while bench.has_module()? {
-        ensure!(begin.elapsed() < COMMAND, "it stays: {}", bench.state(info["id"].as_u64().unwrap_or(0))?);
-    }
-    let after = bench.state(info["id"].as_u64().context("no number")?)?;
+    let id = info["id"].as_u64().context("no number")?;
+    bench.wait_until_unloaded(id, MODULE)?;
+    let after = bench.state(id)?;
     ensure!(after["state"] == "failed" && after["why"] == info["why"], "{after}");
     bench.vm.run("kill -USR1 $(cat /old); wait $(cat /old)").map(drop)
 }
@@ -131,7 +127,7 @@ pub(super) fn late(kind: &'static str) -> Result<()> {
             let mut lucos = bench.lucos()?;
             lucos.args(["apply", "--unsigned"]).arg(file);
             let applying = std::thread::spawn(move || process::run(&mut lucos, crate::deadlines::PATCH));
-            while !bench.vm.run("cat /proc/modules")?.contains("lucos_late ") {}
+            while !bench.has_module(LATE)? {}
             let info = bench.take_back(2)?;
             ensure!(info["state"] == "failed", "{info}");
             let applied =
@@ -144,13 +140,10 @@ pub(super) fn late(kind: &'static str) -> Result<()> {
             ensure!(why.contains("has not loaded the module within 1 s"), "{info}");
             info["id"].as_u64().context("no number")?
         };
-        ensure!(bench.vm.run("cat /proc/modules")?.contains("lucos_late "), "it is not being loaded");
+        ensure!(bench.has_module(LATE)?, "it is not being loaded");
         let before = bench.state(id)?;
-        let begin = Instant::now();
-        while bench.vm.run("cat /proc/modules")?.contains("lucos_late ") {
-            ensure!(begin.elapsed() < COMMAND, "it stays: {}", bench.state(id)?);
-        }
-        println!("taken back: {taken_back}; the module went within {:?}", begin.elapsed());
+        let took = bench.wait_until_unloaded(id, LATE)?;
+        println!("taken back: {taken_back}; the module went within {took:?}");
         let after = bench.state(id)?;
         ensure!(after["state"] == "failed" && after["why"] == before["why"], "{before} {after}");
     }
@@ -177,7 +170,7 @@ pub(super) fn held(kind: &'static str) -> Result<()> {
         info["state"] == "resident" && why.contains("somebody in the guest uses module lucos_patch"),
         "{info}"
     );
-    ensure!(bench.has_module()? && !bench.is_patched()?, "{info}");
+    ensure!(bench.has_module(MODULE)? && !bench.is_patched()?, "{info}");
     ensure!(bench.apply_new(&lup)? == id, "it was there, and was not used again");
     patch(&bench.vm.try_lucos(&format!("rollback {id}"))?, 0)?;
     bench.wait_for(id, "removing", COMMAND)?;
