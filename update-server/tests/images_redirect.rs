@@ -7,7 +7,7 @@ mod small_guest;
 
 use std::collections::BTreeMap;
 
-use patch_module::{InGuest, STUBS, in_guests, put, resolve};
+use patch_module::{InGuest, Known, STUBS, in_guests, put, resolve};
 use small_guest::Guest;
 use update_server::addr::Gva;
 use update_server::census::{self, Census, Frame, Outcome};
@@ -49,12 +49,15 @@ fn bench(test: &str, run: impl Fn(&str, Bench<'_>, PatchId)) {
 }
 
 impl<'p> Bench<'p> {
-    /// Makes the stubs a part of the guest's module, and adds what objtool and the guest's loader make for them to its unwind table.
+    /// Makes the patch's module and its stubs a part of the guest's module, which pins itself, and adds what objtool and the guest's loader make for them to its unwind table.
     fn add_table(&self) {
         let types = self.model.image().types();
         let size =
             types.offset("module", "mem.size").or_else(|_| types.offset("module", "core_layout.text_size"));
+        Known { guest: &self.guest, model: self.model }.listed(false);
         put(&self.guest, STRUCTURE.wrapping_add(size.unwrap()), &0xf000_u32.to_le_bytes());
+        let count = types.offset("module", "refcnt").unwrap();
+        put(&self.guest, STRUCTURE.wrapping_add(count), &2_u32.to_le_bytes());
         let offset = types.offset("module", "arch.num_orcs").unwrap();
         let count = u32::try_from(OWN + ADDED).unwrap();
         put(&self.guest, STRUCTURE.wrapping_add(offset), &count.to_le_bytes());

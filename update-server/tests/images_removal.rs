@@ -8,7 +8,7 @@ mod small_guest;
 
 use std::collections::BTreeMap;
 
-use patch_module::{InGuest, in_guests, put, resolve};
+use patch_module::{InGuest, Known, NAME, OTHER, STRUCTURE, TEXT, TEXT_BYTES, in_guests, put, resolve};
 use small_guest::{Guest, physical};
 use update_server::addr::Gva;
 use update_server::census::{self, Census};
@@ -19,14 +19,6 @@ use update_server::phases::place::OldFunction;
 use update_server::server::{
     Consistency, Held, Import, NotNow, Old, Patch, PatchId, Refusal, Replacement, SwitchError, UpdateServer,
 };
-
-const NAME: &str = "lucos_small";
-/// Its `struct module`, and the text that it says it has.
-const STRUCTURE: Gva = Gva(0xffff_ffff_c000_e000);
-const TEXT: Gva = Gva(0xffff_ffff_c000_8000);
-const TEXT_BYTES: u32 = 0x1000;
-/// That of the module that the small guest has by itself.
-const OTHER: Gva = Gva(0xffff_ffff_c000_4000);
 
 /// A guest that has loaded the module of a patch.
 struct Bench<'p> {
@@ -57,7 +49,6 @@ fn bench(test: &str, run: impl Fn(&str, Bench<'_>)) {
         let mut server = UpdateServer::default();
         let id = server.add(patch.clone()).unwrap();
         let mut bench = Bench { guest, model, server, sections, patch, id };
-        bench.load();
         // As the owner does before the guest is asked.
         let kernel = Running::find(bench.model, &bench.guest, bench.guest.vcpus()).unwrap();
         bench.server.link(id, &kernel, &[]).unwrap();
@@ -65,37 +56,13 @@ fn bench(test: &str, run: impl Fn(&str, Bench<'_>)) {
     });
 }
 
-impl Bench<'_> {
+impl<'p> Bench<'p> {
+    fn known(&self) -> Known<'_, 'p> {
+        Known { guest: &self.guest, model: self.model }
+    }
+
     fn member(&self, structure: Gva, paths: &[&str]) -> Gva {
-        let types = self.model.image().types();
-        let found = paths.iter().find_map(|path| types.offset("module", path).ok());
-        structure.wrapping_add(found.unwrap())
-    }
-
-    /// Puts the module on the kernel's list, in use by itself.
-    fn load(&self) {
-        put(&self.guest, self.member(STRUCTURE, &["name"]), format!("{NAME}\0").as_bytes());
-        let base = self.member(STRUCTURE, &["mem.base", "core_layout.base"]);
-        put(&self.guest, base, &TEXT.0.to_le_bytes());
-        let bytes = self.member(STRUCTURE, &["mem.size", "core_layout.text_size"]);
-        put(&self.guest, bytes, &TEXT_BYTES.to_le_bytes());
-        self.count(2);
-        self.listed(true);
-    }
-
-    fn listed(&self, listed: bool) {
-        let head = self.model.image().symbols().only("modules").unwrap().address;
-        let (other, own) = (self.member(OTHER, &["list"]), self.member(STRUCTURE, &["list"]));
-        let ring = if listed { vec![head, other, own] } else { vec![head, other] };
-        for (at, next) in ring.iter().zip(ring.iter().cycle().skip(1)) {
-            put(&self.guest, *at, &next.0.to_le_bytes());
-            put(&self.guest, next.wrapping_add(8), &at.0.to_le_bytes());
-        }
-    }
-
-    /// How often it is used, as the kernel counts.
-    fn count(&self, count: u32) {
-        put(&self.guest, self.member(STRUCTURE, &["refcnt"]), &count.to_le_bytes());
+        self.known().member(structure, paths)
     }
 
     fn counted(&self) -> u32 {
@@ -166,27 +133,54 @@ fn an_unused_module_is_given_free_and_held_again() {
         assert!(matches!(error, SwitchError::NotNow(NotNow::Released { .. })), "{name}: {error}");
         assert!(bench.release().is_err(), "{name}");
         // Somebody has taken a reference meanwhile, or given one back.
-        bench.count(2);
+        bench.known().count(2);
         assert_eq!(bench.hold(), Ok(Held::Here), "{name}");
         assert_eq!(bench.counted(), 3, "{name}");
         assert_eq!(bench.hold(), Ok(Held::Here), "{name}");
         assert_eq!(bench.counted(), 3, "{name}: held twice");
-        bench.count(2);
+        bench.known().count(2);
         bench.apply().unwrap();
         bench.roll_back();
         assert_eq!(bench.guest.ram(), before, "{name}");
         // It goes.
         assert_eq!(bench.release(), Ok(Held::Here), "{name}");
-        bench.listed(false);
+        bench.known().listed(false);
         let gone = bench.guest.ram();
         assert_eq!(bench.hold(), Ok(Held::Absent), "{name}");
         assert_eq!(bench.guest.ram(), gone, "{name}");
         assert_eq!(bench.release(), Ok(Held::Absent), "{name}");
         // And is loaded anew.
-        bench.load();
+        bench.known().load();
         let kernel = Running::find(bench.model, &bench.guest, bench.guest.vcpus()).unwrap();
         bench.server.link(bench.id, &kernel, &[]).unwrap();
         bench.apply().unwrap();
+    });
+}
+
+#[test]
+fn a_module_that_the_guest_could_unload_is_not_used() {
+    bench("a_module_that_the_guest_could_unload_is_not_used", |name, mut bench| {
+        let before = bench.guest.ram();
+        let mut refused = |count: u32| {
+            bench.known().count(count);
+            let error = bench.apply().unwrap_err();
+            bench.known().count(2);
+            assert_eq!(bench.guest.ram(), before, "{name}, used {count} times");
+            error
+        };
+        let error = refused(1);
+        assert!(matches!(error, SwitchError::Refused(Refusal::Unpinned { .. })), "{name}: {error}");
+        let error = refused(0);
+        assert!(matches!(error, SwitchError::NotNow(NotNow::ModuleChanges { .. })), "{name}: {error}");
+        bench.apply().unwrap();
+        // Nor if it could be by the time that the guest stands still.
+        bench.roll_back();
+        let census = bench.census();
+        let kernel = Running::find(bench.model, &bench.guest, bench.guest.vcpus()).unwrap();
+        let prepared = bench.server.prepare(bench.id, &kernel, &census, bench.sections.clone()).unwrap();
+        bench.known().count(1);
+        let error = *bench.server.apply(&prepared, &kernel, &bench.guest, &census).unwrap_err();
+        assert!(matches!(error, SwitchError::Refused(Refusal::Unpinned { .. })), "{name}: {error}");
     });
 }
 
@@ -195,19 +189,19 @@ fn a_module_that_somebody_uses_stays() {
     bench("a_module_that_somebody_uses_stays", |name, mut bench| {
         bench.apply().unwrap();
         bench.roll_back();
-        bench.count(4);
+        bench.known().count(4);
         let error = bench.stays("two others");
         assert!(
             matches!(error, SwitchError::NotNow(NotNow::Referenced { others: 2, .. })),
             "{name}: {error}"
         );
-        bench.count(1);
+        bench.known().count(1);
         let error = bench.stays("no pin");
         assert!(matches!(error, SwitchError::Refused(Refusal::Unpinned { .. })), "{name}: {error}");
-        bench.count(0);
+        bench.known().count(0);
         let error = bench.stays("on its way out");
         assert!(matches!(error, SwitchError::NotNow(NotNow::ModuleChanges { .. })), "{name}: {error}");
-        bench.count(2);
+        bench.known().count(2);
         // `MODULE_STATE_GOING`.
         put(&bench.guest, bench.member(STRUCTURE, &["state"]), &2_u32.to_le_bytes());
         let error = bench.stays("going");
@@ -268,7 +262,7 @@ fn whoever_is_in_its_code_or_comes_back_to_it_keeps_it() {
 #[test]
 fn a_list_that_ends_early_proves_nothing() {
     bench("a_list_that_ends_early_proves_nothing", |name, mut bench| {
-        bench.listed(false);
+        bench.known().listed(false);
         let list = bench.member(OTHER, &["list"]);
         put(&bench.guest, list, &0xffff_a000_0000_0000_u64.to_le_bytes());
         let error = bench.release().unwrap_err();

@@ -7,9 +7,11 @@ use crate::census::Loaded;
 use crate::guest::Memory;
 use crate::journal::Journal;
 use crate::kernel::livepatches::livepatched;
+use crate::kernel::modules::ModuleState;
 use crate::kernel::running::Running;
 use crate::phases::quiet;
 use crate::phases::rewrite;
+use crate::phases::unused::Count;
 
 impl UpdateServer {
     /// Those that make functions jump to the new ones. The guest's copy of the patch's module, and all of each old function, must be
@@ -31,6 +33,7 @@ impl UpdateServer {
             return not_now(NotNow::Livepatched { function: function.old.name.clone() });
         }
         functions.iter().try_for_each(|function| unloaded::is_live(&function.old, loaded))?;
+        pinned(kernel, loaded, &patch.name, functions)?;
         let written = self.entry(*id)?.stubs_at(sections).text();
         patch.module.compare(kernel, sections, &|name| linked.get(name).copied(), &written)?;
         let mut edits = Vec::new();
@@ -91,4 +94,26 @@ impl UpdateServer {
             None => Ok(()),
         }
     }
+}
+
+/// The guest must not be able to unload the module that new functions are in while others jump there.
+fn pinned(
+    kernel: &Running<'_, impl Memory>,
+    loaded: &Loaded,
+    patch: &str,
+    functions: &[Switched],
+) -> Result<(), Box<SwitchError>> {
+    for Switched { to, .. } in functions {
+        let Some(own) = loaded.modules.iter().find(|module| module.text().contains(to)) else {
+            return not_now(NotNow::NoModule { name: patch.to_owned(), at: *to });
+        };
+        let module = own.name.clone();
+        match Count::read(kernel, own)?.map(Count::users) {
+            Some(Some(0)) => return Err(Refusal::Unpinned { module }.into()),
+            Some(None) => return not_now(NotNow::ModuleChanges { module }),
+            _ if own.state() != ModuleState::Live => return not_now(NotNow::ModuleChanges { module }),
+            _ => {}
+        }
+    }
+    Ok(())
 }

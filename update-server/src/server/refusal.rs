@@ -73,8 +73,11 @@ pub enum Refusal {
     /// The guest's kernel was built without it (`CONFIG_MODULE_UNLOAD`).
     #[error("the guest's kernel unloads no modules")]
     NeverUnloaded,
-    /// A module that did not count itself as a user when it was loaded; whoever likes could have unloaded it.
-    #[error("module {module} does not pin itself, so it is not one that the host unloads")]
+    /// A module that did not count itself as a user when it was loaded: whoever likes can unload it, in use or not.
+    #[error(
+        "module {module} does not pin itself, so that the guest could unload it under those who run it; have its init function call \
+         __module_get(THIS_MODULE)"
+    )]
     Unpinned {
         /// The module.
         module: String,
@@ -133,6 +136,14 @@ pub enum NotNow {
     ModuleChanges {
         /// Its name.
         module: String,
+    },
+    /// New code is in no module that the guest's kernel says that it has.
+    #[error("the guest's kernel has no module at {at}, where the new code of patch {name} is")]
+    NoModule {
+        /// The patch's name.
+        name: String,
+        /// A new function.
+        at: Gva,
     },
     /// The guest has been given the patch's module free, and is about to unload it.
     #[error("the module of patch {name} is being unloaded")]

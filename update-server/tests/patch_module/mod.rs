@@ -34,6 +34,14 @@ __asm__(".section .text.lucos_stubs,\"ax\"\n.balign 8\n"
 const OUTSIDE: Gva = Gva(0xffff_ffff_8100_1234);
 const COUNTER: Gva = Gva(0xffff_ffff_8200_5678);
 
+/// What the kernel calls it.
+pub(crate) const NAME: &str = "lucos_small";
+/// Its `struct module`, and the text that it says it has.
+pub(crate) const STRUCTURE: Gva = Gva(0xffff_ffff_c000_e000);
+pub(crate) const TEXT: Gva = Gva(0xffff_ffff_c000_8000);
+pub(crate) const TEXT_BYTES: u32 = 0x1000;
+/// That of the module that the small guest has by itself.
+pub(crate) const OTHER: Gva = Gva(0xffff_ffff_c000_4000);
 /// Where its stubs are.
 pub(crate) const STUBS: Gva = Gva(0xffff_ffff_c000_d400);
 
@@ -89,6 +97,47 @@ pub(crate) fn put(guest: &Guest<'_>, at: Gva, bytes: &[u8]) {
     Paused::write(guest, physical(at), bytes).unwrap();
 }
 
+/// The module as the guest's kernel knows it.
+#[derive(Clone, Copy)]
+pub(crate) struct Known<'g, 'p> {
+    pub(crate) guest: &'g Guest<'p>,
+    pub(crate) model: &'g Model,
+}
+
+impl Known<'_, '_> {
+    pub(crate) fn member(&self, structure: Gva, paths: &[&str]) -> Gva {
+        let types = self.model.image().types();
+        let found = paths.iter().find_map(|path| types.offset("module", path).ok());
+        structure.wrapping_add(found.unwrap())
+    }
+
+    /// Puts it on the kernel's list, in use by itself.
+    pub(crate) fn load(&self) {
+        put(self.guest, self.member(STRUCTURE, &["name"]), format!("{NAME}\0").as_bytes());
+        let base = self.member(STRUCTURE, &["mem.base", "core_layout.base"]);
+        put(self.guest, base, &TEXT.0.to_le_bytes());
+        let bytes = self.member(STRUCTURE, &["mem.size", "core_layout.text_size"]);
+        put(self.guest, bytes, &TEXT_BYTES.to_le_bytes());
+        self.count(2);
+        self.listed(true);
+    }
+
+    pub(crate) fn listed(&self, listed: bool) {
+        let head = self.model.image().symbols().only("modules").unwrap().address;
+        let (other, own) = (self.member(OTHER, &["list"]), self.member(STRUCTURE, &["list"]));
+        let ring = if listed { vec![head, other, own] } else { vec![head, other] };
+        for (at, next) in ring.iter().zip(ring.iter().cycle().skip(1)) {
+            put(self.guest, *at, &next.0.to_le_bytes());
+            put(self.guest, next.wrapping_add(8), &at.0.to_le_bytes());
+        }
+    }
+
+    /// How often it is used, as the kernel counts.
+    pub(crate) fn count(&self, count: u32) {
+        put(self.guest, self.member(STRUCTURE, &["refcnt"]), &count.to_le_bytes());
+    }
+}
+
 /// What a guest has that runs one of the kernels, with the module in its memory.
 pub(crate) struct InGuest<'p> {
     pub(crate) guest: Guest<'p>,
@@ -108,6 +157,7 @@ pub(crate) fn in_guests(test: &str, run: impl Fn(&str, InGuest<'_>)) {
         for (at, bytes) in &linked {
             put(&guest, *at, bytes);
         }
+        Known { guest: &guest, model: &model }.load();
         run(name, InGuest { guest, model: &model, module: &module, sections: sections.clone() });
     }
 }
