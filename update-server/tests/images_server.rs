@@ -13,6 +13,7 @@ use small_guest::{Guest, physical};
 use update_server::addr::Gva;
 use update_server::census::{self, Census, Survey};
 use update_server::guest::{Paused, Vcpu};
+use update_server::journal::JournalError;
 use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
 use update_server::phases::patch_module::PatchModule;
@@ -276,7 +277,7 @@ impl Bench<'_> {
 
     /// Has the guest list one probe, or none: the table's first list is a node in the memory of modules.
     fn set_probe(&self, at: Option<Gva>) {
-        let node = Gva(0xffff_ffff_c000_e000);
+        let node = Gva(0xffff_ffff_c000_f000);
         let member = self.model.image().types().offset("kprobe", "addr").unwrap();
         put(&self.guest, node.wrapping_add(member), &at.map_or(0, |at| at.0).to_le_bytes());
         put(&self.guest, self.word("kprobe_table", None), &at.map_or(0, |_| node.0).to_le_bytes());
@@ -420,6 +421,67 @@ fn what_somebody_is_in_or_has_a_probe_in_is_not_filled() {
         bench.set_probe(None);
         bench.roll_back(id).unwrap();
     });
+}
+
+#[test]
+fn a_patch_whose_changes_could_not_be_taken_back_is_left_alone() {
+    bench("a_patch_whose_changes_could_not_be_taken_back_is_left_alone", |name, mut bench, module| {
+        let patch = bench.patch("one", &FILLED[..2], &module);
+        let id = bench.server.add(patch).unwrap();
+        bench.guest.fail_writes_from(1);
+        let error = bench.apply(id).unwrap_err();
+        let SwitchError::Refused(Refusal::Journal(JournalError::Failed { undone: false, .. })) = error else {
+            panic!("{name}: {error}")
+        };
+        assert_eq!(bench.server.state(id), Ok(State::Torn), "{name}");
+        assert!(matches!(bench.apply(id), Err(SwitchError::Refused(Refusal::WrongState { .. }))), "{name}");
+        assert!(
+            matches!(bench.roll_back(id), Err(SwitchError::Refused(Refusal::WrongState { .. }))),
+            "{name}"
+        );
+        assert!(matches!(bench.server.remove(id), Err(Refusal::WrongState { .. })), "{name}");
+        bench.server.kernel_is_gone();
+        assert_eq!(bench.server.state(id), Ok(State::Gone), "{name}");
+        bench.server.remove(id).unwrap();
+    });
+}
+
+#[test]
+fn a_probe_in_another_function_of_the_patch_keeps_nobody_on_a_tombstone() {
+    bench(
+        "a_probe_in_another_function_of_the_patch_keeps_nobody_on_a_tombstone",
+        |name, mut bench, module| {
+            let patch = Patch { tombstones: true, ..bench.patch("one", &FILLED[..2], &module) };
+            let old = |function: &Replacement| match &function.old {
+                Old::Image(old) => old.clone(),
+                Old::Module(_) => panic!("{name}"),
+            };
+            let [met, other] = [0, 1].map(|index| old(&patch.functions[index]));
+            let id = bench.server.add(patch).unwrap();
+            bench.apply(id).unwrap();
+            let applied = bench.guest.ram();
+            bench.fill(id).unwrap();
+            let all = bench.server.filled_bytes(id);
+            let place = |old: &OldFunction| tombstones::fillable(bench.model.image(), old)[0].start;
+            let (at, probed) = (place(&met), place(&other));
+            bench.set_probe(Some(probed));
+            let emptied = bench.empty(at, true).unwrap().unwrap();
+            assert_eq!(emptied.patches, [id], "{name}");
+            let left = bench.server.filled_bytes(id);
+            assert!(left > 0 && left < all, "{name}: {left} of {all}");
+            assert_eq!(bench.text().0, 0, "{name}");
+            // Whoever comes to the other one is waited for as before, and so is who rolls back.
+            let error = bench.empty(probed, false).unwrap_err();
+            assert!(matches!(error, SwitchError::NotNow(NotNow::ProbedInside { .. })), "{name}: {error}");
+            let error = bench.roll_back(id).unwrap_err();
+            assert!(matches!(error, SwitchError::NotNow(NotNow::ProbedInside { .. })), "{name}: {error}");
+            bench.set_probe(None);
+            assert!(bench.empty(probed, true).unwrap().is_some(), "{name}");
+            assert_eq!(bench.server.filled_bytes(id), 0, "{name}");
+            assert!(bench.guest.ram() == applied, "{name}");
+            bench.roll_back(id).unwrap();
+        },
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! add ──▶ Ready ──apply──▶ Applied ──roll_back──▶ Ready
 //!           └───────────────┴──── the kernel is another one, or the patched modules are unloaded: Gone
+//!                            └─── the embedder can write only some of the bytes: Torn
 //! ```
 //!
 //! Around `apply`: [`UpdateServer::link`] makes of the patch's module what the guest is to load, and [`UpdateServer::prepare`] finds and
@@ -39,6 +40,7 @@ pub use tombstones::Emptied;
 use crate::addr::Gva;
 use crate::census::Census;
 use crate::guest::{Memory, Paused};
+use crate::journal::JournalError;
 use crate::kernel::running::Running;
 use crate::limits::PATCHES;
 use crate::phases::place::OldFunction;
@@ -116,7 +118,7 @@ impl UpdateServer {
 
     /// Forgets a patch that is not applied.
     pub fn remove(&mut self, id: PatchId) -> Result<(), Refusal> {
-        if self.state(id)? == State::Applied {
+        if matches!(self.state(id)?, State::Applied | State::Torn) {
             return Err(self.wrong_state(id, State::Ready));
         }
         self.patches.remove(&id);
@@ -139,7 +141,7 @@ impl UpdateServer {
         self.revision += 1;
         self.filled.clear();
         for entry in self.patches.values_mut() {
-            if entry.state == State::Applied {
+            if matches!(entry.state, State::Applied | State::Torn) {
                 entry.state = State::Gone;
             }
             entry.linked = None;
@@ -188,7 +190,8 @@ impl UpdateServer {
         self.believe(&mut presence);
         let stubs = self.entry(*id)?.stubs_at(sections);
         let plan = patch.redirect(&stubs, kernel, census, &presence, sections);
-        journal.with(&plan.edits, kernel.space())?.commit(guest)?;
+        let done = journal.with(&plan.edits, kernel.space())?.commit(guest);
+        self.note_torn(*id, done)?;
         self.revision += 1;
         for Switched { old, to, .. } in functions {
             self.jumps.entry(old.key(kernel)).or_default().push((*id, *to));
@@ -238,7 +241,8 @@ impl UpdateServer {
         let nowhere = Arc::default();
         let sections = entry.sections.as_ref().unwrap_or(&nowhere);
         let plan = entry.patch.redirect(&entry.stubs, kernel, census, &presence, sections);
-        journal.with(&plan.edits, kernel.space())?.commit(guest)?;
+        let done = journal.with(&plan.edits, kernel.space())?.commit(guest);
+        self.note_torn(id, done)?;
         self.revision += 1;
         for stack in self.jumps.values_mut() {
             stack.retain(|(owner, _)| *owner != id);
@@ -251,6 +255,16 @@ impl UpdateServer {
             entry.stubs.take(plan, &mut presence);
         }
         Ok(presence)
+    }
+
+    /// Notes whether some changes of a patch were made, and others not.
+    fn note_torn(&mut self, id: PatchId, done: Result<(), JournalError>) -> Result<(), JournalError> {
+        if let (Err(JournalError::Failed { undone: false, .. }), Some(entry)) =
+            (&done, self.patches.get_mut(&id))
+        {
+            entry.state = State::Torn;
+        }
+        done
     }
 
     /// Who is in code that is of no more use since the patch was applied, or rolled back: in the functions that it replaces, or in
@@ -268,7 +282,7 @@ impl UpdateServer {
                 let is_there = |function: &&Switched| unloaded::is_listed(&function.old, &census.loaded);
                 self.replaced(kernel, entry.switched.iter().filter(is_there), Some(id))
             }
-            State::Ready | State::Gone => Self::brought(entry),
+            State::Ready | State::Gone | State::Torn => Self::brought(entry),
         };
         let mut presence = Presence::of(kernel, census, &watched);
         self.believe(&mut presence);

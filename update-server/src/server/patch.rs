@@ -130,6 +130,9 @@ pub enum State {
     Ready,
     /// Its functions are switched.
     Applied,
+    /// Some of its changes were made and could not be taken back, as the guest's memory could not be written to any more. Until the
+    /// kernel is another one, nothing more is done to it.
+    Torn,
     /// The kernel that it was applied to is gone, or all modules that it has changed are, and its changes with them.
     Gone,
 }

@@ -45,7 +45,7 @@ impl UpdateServer {
         };
         let entry = self.entry(id)?;
         let sections = entry.sections.as_deref().unwrap_or(sections);
-        if entry.state == State::Applied {
+        if matches!(entry.state, State::Applied | State::Torn) {
             return Err(self.wrong_state(id, State::Ready).into());
         }
         self.check_unneeded(id, module, sections)?;

@@ -112,7 +112,8 @@ impl UpdateServer {
             filled.push((key, Filled { old: Arc::clone(old), by: vec![id], edits }));
         }
         let edits: Vec<Edit> = filled.iter().flat_map(|(_, filled)| filled.edits.iter().cloned()).collect();
-        Journal::check(kernel.space(), &edits)?.commit(guest)?;
+        let done = Journal::check(kernel.space(), &edits)?.commit(guest);
+        self.note_torn(id, done)?;
         self.revision += 1;
         for (key, filled) in filled {
             let by = &mut self.filled.entry(key).or_insert_with(|| Filled { by: Vec::new(), ..filled }).by;
@@ -122,7 +123,7 @@ impl UpdateServer {
     }
 
     /// Puts back the old code of all patches that the tombstone at `at` is there for: somebody has come to it. `None` if there is
-    /// none.
+    /// none. A function that somebody has a probe in stays as it is, unless it is the one that was met: that is waited for.
     ///
     /// This needs no census: whoever stands on a tombstone is before an instruction of the old code. The locks of those who change
     /// the guest's text need not be free, either, because they write to other places; only a probe that is just being made has
@@ -140,15 +141,17 @@ impl UpdateServer {
             return not_now(NotNow::TextChanges { by });
         }
         let probes = probes(kernel)?;
-        let is_theirs = |filled: &&Filled| filled.by.iter().any(|id| patches.contains(id));
-        let mut edits = Vec::new();
-        for filled in self.filled.values().filter(is_theirs) {
-            refuse_probes(kernel, &filled.old, &probes)?;
-            edits.extend(filled.edits.iter().map(Edit::reversed));
-        }
+        refuse_probes(kernel, &met.old, &probes)?;
+        let is_theirs = |filled: &Filled| filled.by.iter().any(|id| patches.contains(id));
+        let is_free = |filled: &Filled| refuse_probes(kernel, &filled.old, &probes).is_ok();
+        let goes = |filled: &Filled| is_theirs(filled) && is_free(filled);
+        let gone: Vec<Gva> =
+            self.filled.iter().filter(|(_, filled)| goes(filled)).map(|(at, _)| *at).collect();
+        let edits = gone.iter().filter_map(|at| self.filled.get(at)).flat_map(|filled| &filled.edits);
+        let edits: Vec<Edit> = edits.map(Edit::reversed).collect();
         Journal::check(kernel.space(), &edits)?.commit(guest)?;
         self.revision += 1;
-        self.filled.retain(|_, filled| !is_theirs(&&*filled));
+        self.filled.retain(|at, _| !gone.contains(at));
         for id in &patches {
             if let Some(entry) = self.patches.get_mut(id) {
                 entry.disturbed = true;

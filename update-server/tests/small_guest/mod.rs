@@ -33,6 +33,8 @@ pub(crate) struct Guest<'p> {
     reads: Cell<u64>,
     /// How many writes of the host's succeed before one fails, if one does.
     writes_left: Cell<Option<u64>>,
+    /// Whether all fail that come after the one that fails.
+    fails_for_good: Cell<bool>,
     vcpus: Vec<Vcpu>,
 }
 
@@ -44,6 +46,7 @@ impl<'p> Guest<'p> {
             other_vcpu: RefCell::new(None),
             reads: Cell::new(0),
             writes_left: Cell::new(None),
+            fails_for_good: Cell::new(false),
             vcpus: plan.vcpus.clone(),
         }
     }
@@ -68,8 +71,17 @@ impl<'p> Guest<'p> {
         self.writes_left.set(Some(count));
     }
 
+    /// Lets all of the host's writes fail that come after `count` others.
+    pub(crate) fn fail_writes_from(&self, count: u64) {
+        self.fail_write(count);
+        self.fails_for_good.set(true);
+    }
+
     fn takes_writes(&self) -> bool {
         let left = self.writes_left.get();
+        if left == Some(0) && self.fails_for_good.get() {
+            return false;
+        }
         self.writes_left.set(left.and_then(|left| left.checked_sub(1)));
         left != Some(0)
     }
