@@ -151,12 +151,13 @@ impl Controller {
         let stood = Cell::new(Duration::ZERO);
         let mut resume: Option<Box<dyn FnOnce() + '_>> = None;
         if !paused {
-            instance.pause()?;
+            let since = instance.pause()?;
             self.lock().pauses.record(begin.elapsed());
-            resume = Some(Box::new(|| {
+            let (stood, stopped) = (&stood, &instance);
+            resume = Some(Box::new(move || {
                 // Those who go on may take this processor first.
-                stood.set(begin.elapsed());
-                instance.resume();
+                stood.set(since.elapsed());
+                stopped.resume();
             }));
         }
         // From here on the guest runs again however this ends.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 use update_server::guest::Vcpu;
@@ -192,25 +192,28 @@ impl Instance {
         Ok(Arc::new(Self { vcpus, vm, gate, pm, attached, _huge_pages: huge_pages }))
     }
 
-    /// Stops every vCPU and every device's access to guest memory, or nothing.
-    pub(super) fn pause(&self) -> Result<(), ControlError> {
+    /// Stops every vCPU and every device's access to guest memory, or nothing. Returns since when vCPUs stop.
+    pub(super) fn pause(&self) -> Result<Instant, ControlError> {
         let timed_out = |limit: Duration, holder: String| ControlError::TimedOut {
             limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
             holder,
         };
+        // The guest runs on while a slow device is waited for. No vCPU waits for a device.
+        self.gate.close().map_err(|GateError { inside, limit }| {
+            timed_out(limit, format!("{inside} device accesses to guest memory"))
+        })?;
+        let since = Instant::now();
         self.vcpus.pause().map_err(|PauseError { missing, total, limit }| {
+            self.gate.open();
             timed_out(limit, format!("{missing} of {total} vCPUs"))
         })?;
-        self.gate.close().map_err(|GateError { inside, limit }| {
-            self.vcpus.resume();
-            timed_out(limit, format!("{inside} device accesses to guest memory"))
-        })
+        Ok(since)
     }
 
     /// Lets them go on.
     pub(super) fn resume(&self) {
-        self.gate.open();
         self.vcpus.resume();
+        self.gate.open();
     }
 
     /// What every vCPU was doing; only while this is paused.

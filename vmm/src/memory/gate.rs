@@ -6,14 +6,16 @@
 //! does under one access is one completed piece of I/O: data first, then the completion entry, then the
 //! interrupt, so that a pause never falls between them.
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::ram::GuestMemory;
 
 /// How long a pause waits for device accesses under way. One of them takes a millisecond; a disk on a network
-/// that is down, seconds and more, and the pause is then better given up than the operator kept waiting.
+/// that is down, seconds and more, and the pause is then better given up than the operator kept waiting. Once one has lasted that
+/// long, pauses are given up at once: they would only keep all other devices waiting, each time again.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the gate could not be closed.
@@ -33,8 +35,10 @@ pub struct GateError {
 struct GateState {
     /// How many pauses hold the gate closed.
     closed: usize,
-    /// How many accesses are under way.
-    inside: usize,
+    /// Accesses that are under way, by number, and since when.
+    inside: BTreeMap<u64, Instant>,
+    /// The number of the last one.
+    last: u64,
     /// No pause can close it any more.
     abandoned: bool,
 }
@@ -61,15 +65,19 @@ impl DmaGate {
         if state.abandoned {
             return Ok(());
         }
+        // The lowest number is the oldest.
+        if state.inside.first_key_value().is_some_and(|(_, since)| since.elapsed() >= limit) {
+            return Err(GateError { inside: state.inside.len(), limit });
+        }
         state.closed += 1;
         let (mut state, timeout) = self
             .changed
-            .wait_timeout_while(state, limit, |state| state.inside > 0 && !state.abandoned)
+            .wait_timeout_while(state, limit, |state| !state.inside.is_empty() && !state.abandoned)
             .unwrap_or_else(PoisonError::into_inner);
         if !timeout.timed_out() {
             return Ok(());
         }
-        let inside = state.inside;
+        let inside = state.inside.len();
         state.closed = state.closed.saturating_sub(1);
         drop(state);
         self.changed.notify_all();
@@ -94,18 +102,21 @@ impl DmaGate {
         self.changed.notify_all();
     }
 
-    fn enter(&self) {
+    fn enter(&self) -> u64 {
         let mut state = self.lock();
         while state.closed > 0 {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.inside += 1;
+        state.last += 1;
+        let number = state.last;
+        state.inside.insert(number, Instant::now());
+        number
     }
 
-    fn leave(&self) {
+    fn leave(&self, number: u64) {
         let mut state = self.lock();
-        state.inside -= 1;
-        let last = state.inside == 0 && state.closed > 0;
+        state.inside.remove(&number);
+        let last = state.inside.is_empty() && state.closed > 0;
         drop(state);
         if last {
             self.changed.notify_all();
@@ -136,8 +147,7 @@ impl DeviceMemory {
     /// Only device threads may call this. A vCPU thread that waited here could never be parked by the pause
     /// that closed the gate; it hands its work to a device thread instead. Never enter twice in one thread.
     pub fn enter(&self) -> DmaAccess<'_> {
-        self.gate.enter();
-        DmaAccess { device: self }
+        DmaAccess { device: self, number: self.gate.enter() }
     }
 }
 
@@ -145,6 +155,7 @@ impl DeviceMemory {
 #[derive(Debug)]
 pub struct DmaAccess<'a> {
     device: &'a DeviceMemory,
+    number: u64,
 }
 
 impl Deref for DmaAccess<'_> {
@@ -157,7 +168,7 @@ impl Deref for DmaAccess<'_> {
 
 impl Drop for DmaAccess<'_> {
     fn drop(&mut self) {
-        self.device.gate.leave();
+        self.device.gate.leave(self.number);
     }
 }
 
@@ -234,6 +245,13 @@ mod tests {
         let hanging = memory.enter();
         let error = gate.close_within(Duration::from_millis(20)).unwrap_err();
         assert_eq!(error.inside, 1);
+        drop(memory.enter());
+        // From then on nobody is kept waiting for it.
+        let limit = Duration::from_millis(500);
+        thread::sleep(limit);
+        let begin = Instant::now();
+        gate.close_within(limit).unwrap_err();
+        assert!(begin.elapsed() < limit);
         drop(memory.enter());
         drop(hanging);
         gate.close().unwrap();
