@@ -7,6 +7,7 @@ pub(crate) mod layout;
 pub(crate) mod list;
 pub mod livepatches;
 pub mod locate;
+pub mod lockdown;
 pub mod model;
 pub mod module_sites;
 pub mod modules;

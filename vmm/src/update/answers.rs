@@ -12,8 +12,9 @@ use super::linking;
 use super::owner::Owner;
 use super::step::{Step, Tries};
 use super::switch::Deadline;
-use crate::agent::{Answer, ModuleSection, Outcome};
-use crate::control::model::PatchState;
+use crate::agent::{Answer, ModuleSection, Outcome, Submission};
+use crate::control::ControlError;
+use crate::control::model::{PatchInfo, PatchState};
 
 /// Times that the agent is asked for the same: each time it has ended before it has answered.
 const ASKED_MAX: u32 = 3;
@@ -38,24 +39,34 @@ impl Owner {
             self.hear_answer(answer);
         }
         if let Some(submission) = self.link.take_submission() {
-            let updates = &self.inbox.updates;
-            let admitted = updates.admit(&submission.bytes, false, Origin::Guest, &*self.access);
-            let applied = admitted.and_then(|admitted| {
-                if self.is_free(&admitted.module) {
-                    return self.apply(admitted, Deadline::USUAL);
-                }
-                let why = format!("module {} is being unloaded; hand it in again", admitted.module);
-                Err(refused("already_applied", why))
-            });
-            match applied {
+            self.turned_down = match self.take_in(&submission) {
                 Ok(info) => {
                     tracing::info!(patch = info.id, name = submission.name, "a patch came from the guest");
+                    None
                 }
                 Err(error) => {
                     tracing::warn!(name = submission.name, "a patch from the guest was refused: {error}");
+                    let Submission { number, name, .. } = submission;
+                    Some(format!("{name}, handed over as number {number}, was refused: {error}\n"))
                 }
-            }
+            };
         }
+    }
+
+    /// Applies a patch from inside the guest, if that is for the guest to ask.
+    fn take_in(&mut self, submission: &Submission) -> Result<PatchInfo, ControlError> {
+        let admitted = self.inbox.updates.admit(&submission.bytes, false, Origin::Guest, &*self.access)?;
+        let name = &admitted.patch.name;
+        if self.taken_back.contains(name) {
+            let why =
+                format!("the host's operator has rolled {name} back; only the operator applies it again");
+            return Err(refused("not_trusted", why));
+        }
+        if !self.is_free(&admitted.module) {
+            let why = format!("module {} is being unloaded; hand it in again", admitted.module);
+            return Err(refused("already_applied", why));
+        }
+        self.apply(admitted, Deadline::USUAL)
     }
 
     fn hear_answer(&mut self, answer: Answer) {
@@ -86,10 +97,11 @@ impl Owner {
                     format!("the guest's kernel refuses module {module}: {error}; its log (dmesg) says more");
                 job.go(Step::Failed, Some(why));
             }
+            // Whether one of them has loaded it all the same is looked at.
             Outcome::Lost if self.asked.get(&id).is_some_and(|asked| *asked >= ASKED_MAX) => {
                 let why =
                     format!("the guest's agent has ended {ASKED_MAX} times while it was to load the module");
-                job.go(Step::Failed, Some(why));
+                self.end_loaded(id, PatchState::Failed, why);
             }
             Outcome::Lost => {
                 let until = job.due().unwrap_or_else(Instant::now);
@@ -97,7 +109,7 @@ impl Owner {
                 *self.asked.entry(id).or_default() += 1;
                 match linking::ask_to_load(access, server, &self.link, id, &job.admitted, &job.generation) {
                     Ok(request) => job.go(Step::Loading { request, until }, job.why.clone()),
-                    Err(error) => job.go(Step::Failed, Some(error.to_string())),
+                    Err(error) => self.end_loaded(id, PatchState::Failed, error.to_string()),
                 }
             }
         }

@@ -3,9 +3,12 @@
 use std::time::{Duration, Instant};
 
 use update_server::kernel::generation::Generation;
+use update_server::kernel::lockdown;
+use update_server::kernel::model::Model;
+use update_server::kernel::running::Running;
 use update_server::server::PatchId;
 
-use super::access::generation;
+use super::access::{generation, looking};
 use super::admission::Admitted;
 use super::job::Job;
 use super::linking;
@@ -14,6 +17,7 @@ use super::step::{Looks, Step, Tries};
 use super::switch::Deadline;
 use crate::control::ControlError;
 use crate::control::model::{PatchInfo, PatchState};
+use crate::inspect::GuestBytes;
 
 impl Owner {
     pub(super) fn apply(&mut self, admitted: Admitted, limit: Deadline) -> Result<PatchInfo, ControlError> {
@@ -23,6 +27,10 @@ impl Owner {
         }
         let generation = generation(&*self.access)?;
         self.compare(&generation);
+        if self.link.hello().is_none() && self.is_locked_down(&generation) {
+            let why = "the guest's kernel is locked down, so that its agent may use no I/O port and cannot reach the host";
+            return Err(refused("guest_refuses", format!("{name} cannot be loaded: {why}")));
+        }
         // One that was not applied may have left its module behind.
         let is_left = |job: &Job| matches!(job.step(), Step::Resident) && job.state() != PatchState::Gone;
         let has_module = |job: &Job| job.is_in_guest() || is_left(job);
@@ -73,6 +81,14 @@ impl Owner {
         Ok(info)
     }
 
+    /// Whether the guest's memory says why no agent has shown itself.
+    fn is_locked_down(&self, generation: &Generation) -> bool {
+        let look = |model: &Model, memory: &GuestBytes<'_>| {
+            lockdown::is_locked_down(&Running::at(model, memory, generation.place))
+        };
+        looking(&*self.access, look).is_ok_and(|locked| locked.unwrap_or(false))
+    }
+
     /// The patch that `admitted` was before it was removed: it keeps its number.
     fn removed(&self, admitted: &Admitted) -> Option<PatchId> {
         let removed = self.jobs.values().filter(|job| job.state() == PatchState::Removed);
@@ -94,7 +110,18 @@ impl Owner {
         Ok(Step::Loading { request, until: Instant::now() + limit })
     }
 
-    pub(super) fn roll_back(&mut self, id: PatchId, limit: Deadline) -> Result<PatchInfo, ControlError> {
+    /// Rolls a patch back for the operator, so that it is not for the guest to apply it again.
+    pub(super) fn roll_back_for_good(
+        &mut self,
+        id: PatchId,
+        limit: Deadline,
+    ) -> Result<PatchInfo, ControlError> {
+        let info = self.roll_back(id, limit)?;
+        self.taken_back.insert(info.name.clone());
+        Ok(info)
+    }
+
+    fn roll_back(&mut self, id: PatchId, limit: Deadline) -> Result<PatchInfo, ControlError> {
         let job = self.jobs.get_mut(&id).ok_or(ControlError::NoPatch { id: id.0 })?;
         match job.step() {
             Step::Loading { request, .. } => {

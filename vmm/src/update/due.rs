@@ -6,12 +6,12 @@ use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
 use update_server::phases::drain::Draining;
 use update_server::phases::stack_check::Presence;
-use update_server::server::{PatchId, UpdateServer};
+use update_server::server::{PatchId, State, UpdateServer};
 
 use super::access::looking;
 use super::drain::{self, Left};
 use super::job::Job;
-use super::owner::{ANOTHER_KERNEL, Owner};
+use super::owner::Owner;
 use super::step::{Looks, Step, Tries};
 use super::switch::{self, Direction, Tried};
 use crate::control::model::PatchState;
@@ -101,13 +101,20 @@ impl Owner {
                 }
             }
             Tried::Refused(why) => self.unchanged(id, applying, &why),
-            Tried::Gone => self.gone(ANOTHER_KERNEL),
+            Tried::Gone => self.is_of_another(id),
         }
     }
 
     /// A patch is what it was before it was tried, and is not tried again. Whether somebody is left in old code is looked at again.
     fn unchanged(&mut self, id: PatchId, applying: bool, why: &str) {
-        if applying {
+        if self.server.state(id) == Ok(State::Torn) {
+            let why = format!(
+                "{why}; the guest's kernel is changed in part, and nothing more is done to it: restart the guest"
+            );
+            tracing::error!(patch = id.0, "{why}");
+            let Some(job) = self.jobs.get_mut(&id) else { return };
+            job.go(Step::Failed, Some(why));
+        } else if applying {
             self.end_loaded(id, PatchState::Failed, format!("not applied, and nothing was changed: {why}"));
         } else if let Some(job) = self.jobs.get_mut(&id) {
             let why = format!("not rolled back, and still applied: {why}");
@@ -167,7 +174,7 @@ impl Owner {
                 job.go(if leaving { Step::Leaving(looks) } else { Step::Draining(looks) }, why);
                 job.show_holders(draining, shown);
             }
-            Ok(Left::Gone) => self.gone(ANOTHER_KERNEL),
+            Ok(Left::Gone) => self.is_of_another(id),
             Err(error) => {
                 tracing::debug!("who is left in old code could not be looked at: {error}");
                 job.go(again(false), why);

@@ -1,6 +1,6 @@
 //! The thread that owns all patches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
@@ -46,6 +46,10 @@ pub struct Owner {
     unknown: Option<(Instant, Instant)>,
     /// Who has come to a tombstone, and waits for old code.
     pub(super) meeting: Option<Meeting>,
+    /// Names of patches that the operator has rolled back, and has not applied again: the guest does not undo that.
+    pub(super) taken_back: BTreeSet<String>,
+    /// What became of the last patch from inside the guest, if it was refused.
+    pub(super) turned_down: Option<String>,
 }
 
 impl Owner {
@@ -64,6 +68,8 @@ impl Owner {
             taint: None,
             unknown: None,
             meeting: None,
+            taken_back: BTreeSet::new(),
+            turned_down: None,
         }
     }
 
@@ -91,19 +97,25 @@ impl Owner {
             match event {
                 Some(Event::Quit) => return,
                 Some(event) => self.handle(event),
-                None => self.do_what_is_due(),
+                None => {}
             }
+            // Whatever else comes: a guest that never stops to send events keeps nothing from being done.
+            self.do_what_is_due();
             self.serve_waiting();
         }
     }
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Apply { admitted, limit, reply } => {
-                self.apply_when_free(*admitted, limit, reply);
+            // Whoever has asked was told that nobody has answered.
+            Event::Apply { until, .. } | Event::RollBack { until, .. } if Instant::now() >= until => {
+                tracing::warn!("a request for a patch has waited for too long, and is not carried out");
             }
-            Event::RollBack { id, limit, reply } => {
-                let answer = self.roll_back(PatchId(id), limit);
+            Event::Apply { admitted, limit, reply, until } => {
+                self.apply_when_free(*admitted, limit, reply, until);
+            }
+            Event::RollBack { id, limit, reply, .. } => {
+                let answer = self.roll_back_for_good(PatchId(id), limit);
                 self.publish();
                 drop(reply.send(answer));
             }
@@ -124,6 +136,7 @@ impl Owner {
             Event::Reset => {
                 self.hello = None;
                 self.taint = None;
+                self.turned_down = None;
                 self.unknown = None;
                 self.gone("the machine was reset");
                 self.publish();
@@ -154,7 +167,7 @@ impl Owner {
 
     /// Whether the kernel still runs that patches are in.
     pub(super) fn check(&mut self) {
-        if !self.jobs.values().any(Job::is_in_guest) {
+        if !self.jobs.values().any(|job| job.is_in_guest() || job.is_ended()) {
             self.unknown = None;
             return;
         }
@@ -180,10 +193,36 @@ impl Owner {
         }
     }
 
+    /// Whether it is `found`. All that is in the guest is of one run of the kernel; what has ended may be of an older one.
     pub(super) fn compare(&mut self, found: &Generation) {
+        self.forget_ended(|generation| generation != found);
         if self.jobs.values().any(|job| job.is_in_guest() && job.generation != *found) {
             self.gone(ANOTHER_KERNEL);
             self.publish();
+        }
+    }
+
+    /// The kernel that runs is not the one that the patch `id` is of.
+    pub(super) fn is_of_another(&mut self, id: PatchId) {
+        let Some(of) = self.jobs.get(&id).map(|job| job.generation.clone()) else { return };
+        if self.jobs.values().any(|job| job.is_in_guest() && job.generation == of) {
+            self.gone(ANOTHER_KERNEL);
+        } else {
+            self.forget_ended(|generation| *generation == of);
+        }
+    }
+
+    /// Nothing is left in the guest of patches that have ended in a run of the kernel that `is_over`.
+    fn forget_ended(&mut self, is_over: impl Fn(&Generation) -> bool) {
+        for job in self.jobs.values_mut().filter(|job| job.is_ended() && is_over(&job.generation)) {
+            if let Some(request) = job.step().request() {
+                self.link.withdraw(request);
+            }
+            job.settle_ended();
+            job.late = None;
+            self.server.forget_module(job.id);
+            self.alleged.remove(&job.id);
+            self.asked.remove(&job.id);
         }
     }
 
@@ -214,7 +253,8 @@ impl Owner {
             obstacle: hello.obstacle(false).map(str::to_owned),
         });
         let patches: Vec<PatchInfo> = self.jobs.values().map(Job::info).collect();
-        self.link.set_status(for_the_guest(&patches));
+        let turned_down = self.turned_down.as_deref().unwrap_or_default();
+        self.link.set_status(for_the_guest(&patches) + turned_down);
         self.inbox.updates.board().show(agent, self.taint, patches);
     }
 }

@@ -14,7 +14,7 @@ use update_server::server::{Held, PatchId, SwitchError, UpdateServer};
 use super::access::{Access, looking, pausing};
 use super::admission::Admitted;
 use super::job::Job;
-use super::owner::{ANOTHER_KERNEL, Owner};
+use super::owner::Owner;
 use super::step::{Removal, Stage, Step};
 use super::switch::Deadline;
 use super::updates::Reply;
@@ -29,9 +29,6 @@ const UNLOAD_LIMIT: Duration = Duration::from_secs(30);
 const EWOULDBLOCK: u32 = 11;
 /// What is still to be looked at.
 const SAYS_UNLOADED: &str = "the guest says that it has unloaded the module";
-/// For how long a patch waits for another's module to go: longer than the agent may take, and less than a request may.
-const WAIT_LIMIT: Duration = Duration::from_secs(45);
-
 /// A patch that is to be applied when its module, which is about to be unloaded, has gone.
 pub(super) struct Waiting {
     admitted: Admitted,
@@ -240,25 +237,38 @@ impl Owner {
                 }
             }
             Looked::Never(why) | Looked::NotNow(why) => job.go(Step::Resident, Some(why)),
-            Looked::Gone => self.gone(ANOTHER_KERNEL),
+            Looked::Gone => self.is_of_another(id),
             Looked::Here => {}
         }
     }
 
     /// Answers a request to apply a patch, if need be when a module of its name that is about to be unloaded has gone.
-    pub(super) fn apply_when_free(&mut self, admitted: Admitted, limit: Deadline, reply: Reply) {
+    pub(super) fn apply_when_free(
+        &mut self,
+        admitted: Admitted,
+        limit: Deadline,
+        reply: Reply,
+        until: Instant,
+    ) {
         self.remove_residents(|job, server| {
             job.admitted.module == admitted.module && server.is_released(job.id)
         });
-        self.waiting.push(Waiting { admitted, limit, reply, until: Instant::now() + WAIT_LIMIT });
+        self.waiting.push(Waiting { admitted, limit, reply, until });
         self.serve_waiting();
     }
 
     /// Serves those who have waited for long enough.
     pub(super) fn serve_waiting(&mut self) {
         for waiting in std::mem::take(&mut self.waiting) {
-            if self.is_free(&waiting.admitted.module) {
+            if waiting.until <= Instant::now() {
+                let module = &waiting.admitted.module;
+                let why =
+                    format!("the guest is unloading module {module}, and has not done so in time; try again");
+                drop(waiting.reply.send(Err(ControlError::PatchRefused { code: "module_goes", why })));
+            } else if self.is_free(&waiting.admitted.module) {
                 let module = waiting.admitted.module.clone();
+                // It is the operator's will again.
+                self.taken_back.remove(&waiting.admitted.patch.name);
                 let answer = self.apply(waiting.admitted, waiting.limit);
                 if answer.is_err() {
                     // Removals have made room for it.
@@ -266,11 +276,6 @@ impl Owner {
                 }
                 self.publish();
                 drop(waiting.reply.send(answer));
-            } else if waiting.until <= Instant::now() {
-                let module = &waiting.admitted.module;
-                let why =
-                    format!("the guest is unloading module {module}, and has not done so in time; try again");
-                drop(waiting.reply.send(Err(ControlError::PatchRefused { code: "module_goes", why })));
             } else {
                 self.waiting.push(waiting);
             }

@@ -65,7 +65,7 @@ impl Owner {
             None => (Step::Closed, Some(format!("old code was not filled: {why}"))),
         };
         let (step, why) = match filled {
-            Ok(None) => return self.gone(ANOTHER_KERNEL),
+            Ok(None) => return self.is_of_another(id),
             Ok(Some(Ok(()))) => {
                 tracing::info!(patch = id.0, name = job.name(), "old code is filled with traps");
                 (Step::Closed, None)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lucos_lup::PublicKey;
 
@@ -19,6 +19,8 @@ use crate::vcpu::{Met, Tombstones};
 
 /// How long a request of the control API may wait for the owner, who may be in the middle of something.
 const REQUEST_LIMIT: Duration = Duration::from_mins(1);
+/// How long after a request was made it may be begun: whoever has made it is still there to hear what came of it.
+const BEGIN_LIMIT: Duration = Duration::from_secs(45);
 
 pub(super) type Reply = SyncSender<Result<PatchInfo, ControlError>>;
 
@@ -28,11 +30,15 @@ pub(super) enum Event {
         admitted: Box<Admitted>,
         limit: Deadline,
         reply: Reply,
+        /// When it is too late to begin.
+        until: Instant,
     },
     RollBack {
         id: u32,
         limit: Deadline,
         reply: Reply,
+        /// See `Apply`.
+        until: Instant,
     },
     /// The agent's side has something new.
     Agent,
@@ -99,12 +105,12 @@ impl Updates {
         access: &dyn Access,
     ) -> Result<PatchInfo, ControlError> {
         let admitted = self.admit(file, unsigned, Origin::Operator, access)?;
-        self.ask(|reply| Event::Apply { admitted: Box::new(admitted), limit, reply })
+        self.ask(|reply, until| Event::Apply { admitted: Box::new(admitted), limit, reply, until })
     }
 
     /// Rolls a patch back.
     pub(crate) fn roll_back(&self, id: u32, limit: Deadline) -> Result<PatchInfo, ControlError> {
-        self.ask(|reply| Event::RollBack { id, limit, reply })
+        self.ask(|reply, until| Event::RollBack { id, limit, reply, until })
     }
 
     /// Makes sure that what is on the board is of the kernel that runs.
@@ -141,9 +147,9 @@ impl Updates {
         Admitted::read(file, &self.keys, unsigned, origin, &model)
     }
 
-    fn ask(&self, event: impl FnOnce(Reply) -> Event) -> Result<PatchInfo, ControlError> {
+    fn ask(&self, event: impl FnOnce(Reply, Instant) -> Event) -> Result<PatchInfo, ControlError> {
         let (reply, answer) = sync_channel(1);
-        self.send(event(reply));
+        self.send(event(reply, Instant::now() + BEGIN_LIMIT));
         let slow =
             || ControlError::Host { why: "the patches' owner does not answer; see the VMM's log".into() };
         answer.recv_timeout(REQUEST_LIMIT).map_err(|_| slow())?
