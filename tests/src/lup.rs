@@ -8,7 +8,7 @@ use lucos_lup::manifest::{
     Consistency, Draining, Function, Import, Kernel, Manifest, ModuleInfo, Policy, Symbol,
 };
 use lucos_lup::module::{Original, StockModule};
-use lucos_lup::{Module, Patch};
+use lucos_lup::{Container, Module, Patch};
 use update_server::image::Image;
 
 use crate::images;
@@ -28,6 +28,15 @@ impl Lup {
         Ok(Self::of(kind, name, "lucos_patch.ko")?.import("linux_proc_banner", None))
     }
 
+    /// One that is a file already.
+    pub(crate) fn read(kind: &str, path: &Path) -> Result<Self> {
+        let image = Image::read(&fs::read(images::image(&format!("vmlinuz-{kind}"))?)?)?;
+        let file = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let container = Container::read(&file)?;
+        let manifest = Patch::read(&container)?.manifest;
+        Ok(Self { image, manifest, module: container.module().to_vec() })
+    }
+
     /// One whose code leaves an address of itself where others may find it.
     pub(crate) fn kept(kind: &str, name: &str) -> Result<Self> {
         Self::of(kind, name, "lucos_kept.ko")?.replace("__x64_sys_getppid", "lucos_kept_getppid")
@@ -41,6 +50,11 @@ impl Lup {
     /// One whose module refuses to be loaded.
     pub(crate) fn unwilling(kind: &str, name: &str) -> Result<Self> {
         Self::of(kind, name, "lucos_unwilling.ko")?.replace("__x64_sys_getppid", "lucos_unwilling_getppid")
+    }
+
+    /// One whose module lets itself be unloaded at any moment.
+    pub(crate) fn unpinned(kind: &str, name: &str) -> Result<Self> {
+        Self::of(kind, name, "lucos_unpinned.ko")?.replace("__x64_sys_getppid", "lucos_unpinned_getppid")
     }
 
     /// One of the module `lucos_trial`, which is there, too.

@@ -15,7 +15,7 @@ use lucos_abi::{
 use lucos_vmm::agent::{Answer, Order, Outcome};
 use lucos_vmm::memory::GuestRam;
 use lucos_vmm::sys::kvm::GuestVm;
-use lucos_vmm::vcpu::VmExit;
+use lucos_vmm::vcpu::{ExitKind, GuestStop, VmExit};
 use tiny::{AP_AREA, DATA, Program, RESULT_PORT, Vcpus, halt, multiprocessor, uniprocessor, wait_until};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
@@ -260,8 +260,12 @@ fn ring_0_makes_every_call() {
     every_field_wrong(&vcpus);
 }
 
-/// Enters ring 3, which may use its code, its data and every port, and obeys there.
-fn ring_3(a: &mut CodeAssembler) -> Assembled {
+/// Flags of a program that may use every port: IOPL 3; and of one that may use none.
+const EVERY_PORT: i32 = 0x3002;
+const NO_PORT: i32 = 2;
+
+/// Enters ring 3 with these flags, which may use its code and its data, and obeys there.
+fn ring_3(a: &mut CodeAssembler, flags: i32) -> Assembled {
     for (table, entries) in BOOT_TABLES.into_iter().zip([1, 1, 0]) {
         for entry in 0..entries {
             a.mov(rbx, table + entry * 8)?;
@@ -280,7 +284,7 @@ fn ring_3(a: &mut CodeAssembler) -> Assembled {
     a.lea(rax, qword_ptr(user))?;
     a.push(0x20 | 3)?;
     a.push(rsp)?;
-    a.push(0x3002)?; // IOPL 3
+    a.push(flags)?;
     a.push(0x28 | 3)?;
     a.push(rax)?;
     a.iretq()?;
@@ -290,7 +294,7 @@ fn ring_3(a: &mut CodeAssembler) -> Assembled {
 
 #[test]
 fn ring_3_may_name_its_own_memory_only() {
-    let vcpus = Vcpus::start(&uniprocessor(ring_3), 1);
+    let vcpus = Vcpus::start(&uniprocessor(|a| ring_3(a, EVERY_PORT)), 1);
     whole_conversation(&vcpus);
     every_field_wrong(&vcpus);
     for (at, code) in [
@@ -305,6 +309,17 @@ fn ring_3_may_name_its_own_memory_only() {
             assert_eq!(call(&vcpus, 0, registers), Err(code), "{call_number:?} at {at:#x}");
         }
     }
+}
+
+#[test]
+fn ring_3_without_permission_reaches_nobody() {
+    let vcpus = Vcpus::start(&uniprocessor(|a| ring_3(a, NO_PORT)), 1);
+    begin(&vcpus, 0, registers(Call::Hello, BUFFER, 120, 0), 1);
+    // Its processor refuses, and there is nobody who would take that exception.
+    wait_until(LIMIT, "the end of the program", || !vcpus.stops().is_empty());
+    assert_eq!(vcpus.stops(), [(0, GuestStop::TripleFault)]);
+    assert_eq!(vcpus.threads.counters()[0].get(ExitKind::Hypercall), 0);
+    assert_eq!(vcpus.link.hello(), None);
 }
 
 #[test]

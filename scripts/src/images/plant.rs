@@ -17,7 +17,7 @@ use crate::kernels::{Headers, Kernel};
 use crate::packages::{self, Group};
 use crate::progress::Step;
 
-const SOURCES: [(&str, &str); 21] = [
+const SOURCES: [(&str, &str); 22] = [
     ("Kbuild", include_str!("../../guest/plant/Kbuild")),
     ("plant.h", include_str!("../../guest/plant/plant.h")),
     ("plant.c", include_str!("../../guest/plant/plant.c")),
@@ -38,9 +38,10 @@ const SOURCES: [(&str, &str); 21] = [
     ("late.c", include_str!("../../guest/plant/late.c")),
     ("stale.c", include_str!("../../guest/plant/stale.c")),
     ("unwilling.c", include_str!("../../guest/plant/unwilling.c")),
+    ("unpinned.c", include_str!("../../guest/plant/unpinned.c")),
     ("functions.S", include_str!("../../guest/plant/functions.S")),
 ];
-const MODULES: [&str; 11] = [
+const MODULES: [&str; 12] = [
     "lucos_plant.ko",
     "lucos_trial.ko",
     PATCH,
@@ -52,6 +53,7 @@ const MODULES: [&str; 11] = [
     "lucos_late.ko",
     "lucos_stale.ko",
     "lucos_unwilling.ko",
+    "lucos_unpinned.ko",
 ];
 const PATCH: &str = "lucos_patch.ko";
 /// Programs, which are put where a guest's shell finds them.

@@ -113,6 +113,11 @@ impl Builder {
         self.arg("--patch-key", key)
     }
 
+    /// Takes patches from inside the guest that are signed.
+    pub(crate) fn patches_from_inside(self) -> Self {
+        self.arg("--guest-patches", "signed")
+    }
+
     /// Waits longer for everything: the host interprets each instruction.
     pub(crate) fn on_a_slow_host(mut self) -> Self {
         self.patience = 15;

@@ -164,6 +164,11 @@ impl Vcpus {
             .collect()
     }
 
+    /// Who could not run on.
+    pub(crate) fn stops(&self) -> Vec<(u8, GuestStop)> {
+        self.stops.lock().unwrap().clone()
+    }
+
     /// Fails if any of them found, or was found, something wrong.
     pub(crate) fn check(&self) {
         for port in &self.ports {

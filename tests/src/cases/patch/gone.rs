@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::{AGENT, Bench, patch};
 use crate::cases::generations;
-use crate::deadlines::{BOOT, COMMAND, LONG_COMMAND};
+use crate::deadlines::{BOOT, COMMAND, EXIT, LONG_COMMAND};
 use crate::images;
+use crate::lup::Lup;
 use crate::vm::{Builder, Vm};
 
 /// Applied, and gone with the kernel after `end`; the next kernel is not touched, and can be patched, too.
@@ -32,6 +33,68 @@ fn gone(bench: &mut Bench, end: impl FnOnce(&mut Vm) -> Result<()>) -> Result<()
 
 pub(super) fn reboot(kind: &'static str) -> Result<()> {
     gone(&mut Bench::start(kind, 2)?, |vm| vm.type_line("reboot -f"))
+}
+
+/// How far a patch is when its kernel ends.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    Loading,
+    Applying,
+    Draining,
+    Leaving,
+}
+
+/// Wherever a patch is on its way: it is gone, whoever waits for it is told so, and the next kernel is as its image.
+pub(super) fn wherever_it_is(kind: &'static str) -> Result<()> {
+    let mut bench = Bench::start(kind, 2)?;
+    for (id, moment) in (1..).zip([Moment::Loading, Moment::Applying, Moment::Draining, Moment::Leaving]) {
+        let lup = match moment {
+            Moment::Loading => Lup::late(kind, "late")?,
+            Moment::Applying => {
+                Lup::new(kind, "pause")?.replace("__x64_sys_pause", "lucos_sys_pause")?.quiescent()
+            }
+            Moment::Draining | Moment::Leaving => {
+                Lup::read(kind, &images::image(&format!("same-wait-{kind}.lup"))?)?
+            }
+        };
+        if matches!(moment, Moment::Applying) {
+            bench.vm.run("pauser old & sleep 1")?;
+        }
+        if matches!(moment, Moment::Draining) {
+            bench.put_to_sleep()?;
+        }
+        let waiting = bench.begin_to_apply(&lup, &["--unsigned", "--wait"])?;
+        let state = match moment {
+            Moment::Loading => "loading",
+            Moment::Applying => "applying",
+            Moment::Draining => "draining",
+            Moment::Leaving => "closed",
+        };
+        bench.wait_for(id, state, COMMAND)?;
+        if matches!(moment, Moment::Leaving) {
+            bench.put_to_sleep()?;
+            patch(&bench.vm.try_lucos(&format!("rollback {id}"))?, 0)?;
+            bench.wait_for(id, "leaving", COMMAND)?;
+        }
+        bench.vm.type_line("reboot -f")?;
+        let gone = bench.wait_for(id, "gone", BOOT)?;
+        let output = waiting.join().map_err(|_| anyhow::anyhow!("the thread that waits has panicked"))??;
+        let told = if matches!(moment, Moment::Leaving) { 0 } else { 6 };
+        ensure!(output.code == told, "{moment:?}: {output:?}");
+        println!("{moment:?}: {}", gone["why"]);
+        bench.begin()?;
+        ensure!(!bench.is_patched()?, "{moment:?}: the next kernel was patched");
+        bench.text_is_the_images()?;
+        let modules = bench.vm.run("cat /proc/modules")?;
+        ensure!(!modules.contains("lucos_"), "{moment:?}: the next kernel has {modules}");
+    }
+    // And a machine that ends altogether leaves nobody waiting.
+    let waiting = bench.begin_to_apply(&Lup::late(kind, "late")?, &["--unsigned", "--wait"])?;
+    bench.wait_for(5, "loading", COMMAND)?;
+    bench.vm.lucos("shutdown")?;
+    let output = waiting.join().map_err(|_| anyhow::anyhow!("the thread that waits has panicked"))??;
+    ensure!(output.code != 0, "{output:?}");
+    bench.vm.expect_exit(0, EXIT)
 }
 
 fn builder(kind: &str, folder: &tempfile::TempDir) -> Result<Builder> {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{Bench, patch};
 use crate::deadlines::COMMAND;
 use crate::images;
+use crate::lup::Lup;
 
 /// Who sleeps where: the program's word for it, which is its name, too, and the function that it is inside.
 pub(super) const SLEEPERS: [(&str, &str); 3] =
@@ -107,6 +108,55 @@ impl Bench {
 pub(super) fn holders(info: &Value) -> BTreeMap<u64, &Value> {
     let holders = info["holders"].as_array().map_or(&[][..], Vec::as_slice);
     holders.iter().filter_map(|holder| Some((holder["pid"].as_u64()?, holder))).collect()
+}
+
+/// The same where old and new code may not run at the same time: it waits for all of them, names them, and gives up; when they are
+/// gone in time, it is applied. So it is rolled back.
+pub(super) fn quiescent(kind: &'static str) -> Result<()> {
+    let mut bench = Bench::start(kind, 2)?;
+    let lup = Lup::read(kind, &images::image(&format!("same-wait-{kind}.lup"))?)?.quiescent();
+    bench.put_to_sleep()?;
+    let given_up = patch(&bench.apply(&lup, &["--unsigned", "--limit", "4"])?, 5)?;
+    ensure!(given_up["state"] == "failed", "{given_up}");
+    let named = |info: &Value| {
+        let why = info["why"].as_str().unwrap_or_default();
+        SLEEPERS.iter().all(|(word, _)| why.contains(&format!(" {word} (")))
+    };
+    ensure!(named(&given_up), "not all are named: {given_up}");
+    bench.are_inside(false)?;
+    bench.text_is_the_images()?;
+
+    let waiting = bench.begin_to_apply(&lup, &["--unsigned"])?;
+    let pids: Vec<u64> = SLEEPERS.iter().map(|(word, _)| bench.pid(word)).collect::<Result<_>>()?;
+    let begin = std::time::Instant::now();
+    let waits = |info: &Value| {
+        let held = holders(info);
+        info["state"] == "applying" && pids.iter().all(|pid| held.contains_key(pid))
+    };
+    while !bench.vm.lucos("list")?["patches"].as_array().is_some_and(|all| all.iter().any(waits)) {
+        ensure!(begin.elapsed() < COMMAND, "they are not shown: {}", bench.vm.lucos("list")?);
+    }
+    for (word, _) in SLEEPERS {
+        ensure!(!waiting.is_finished(), "it was applied although {word} slept: {:?}", waiting.join());
+        bench.wake(word)?;
+    }
+    let output = waiting.join().map_err(|_| anyhow::anyhow!("the thread that waits has panicked"))??;
+    let info = patch(&output, 0)?;
+    ensure!(info["state"] == "closed", "{info}");
+    let id = info["id"].as_u64().context("no number")?;
+
+    bench.put_to_sleep()?;
+    bench.are_inside(true)?;
+    let kept = patch(&bench.vm.try_lucos(&format!("rollback {id} --limit 4"))?, 5)?;
+    ensure!(named(&kept) && kept["why"].to_string().contains("still applied"), "{kept}");
+    bench.are_inside(true)?;
+    for (word, _) in SLEEPERS {
+        bench.wake(word)?;
+    }
+    let info = patch(&bench.vm.try_lucos(&format!("rollback {id} --wait"))?, 0)?;
+    ensure!(info["state"] == "removed", "{info}");
+    bench.text_is_the_images()?;
+    bench.vm.power_off()
 }
 
 pub(super) fn always_inside(kind: &'static str) -> Result<()> {

@@ -9,6 +9,7 @@ mod policy;
 mod refusals;
 mod removal;
 mod restless;
+mod settings;
 mod told;
 mod tombstones;
 mod torture;
@@ -41,6 +42,9 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::module_6_12_cloud", Tier::Full, || module::patched("6.12-cloud")),
     Test::new("patch::bad_ones_are_refused", Tier::Gate, || refusals::refusals("6.1-cloud")),
     Test::new("patch::waits_until_nobody_is_inside", Tier::Gate, || policy::quiescent("6.1-cloud")),
+    Test::new("patch::waits_for_sleepers", Tier::Full, || inside::quiescent("6.1-cloud")),
+    Test::new("patch::settings_of_the_guest", Tier::Full, || settings::recognised("6.1-cloud")),
+    Test::new("patch::handed_in_from_inside", Tier::Full, || settings::from_inside("6.1-cloud")),
     Test::new("patch::traced_6_1_cloud", Tier::Gate, || traced::traced("6.1-cloud")),
     Test::new("patch::traced_6_12_cloud", Tier::Full, || traced::traced("6.12-cloud")),
     Test::new("patch::a_probe_on_the_jump", Tier::Gate, || traced::probe_on_the_jump("6.1-cloud")),
@@ -53,6 +57,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("patch::met_tombstones_6_1_cloud", Tier::Gate, || tombstones::stale("6.1-cloud")),
     Test::new("patch::met_tombstones_6_12_cloud", Tier::Full, || tombstones::stale("6.12-cloud")),
     Test::new("patch::gone_after_a_reboot", Tier::Full, || gone::reboot("6.1-cloud")),
+    Test::new("patch::gone_wherever_it_is", Tier::Full, || gone::wherever_it_is("6.1-cloud")),
     Test::new("patch::gone_after_a_kexec", Tier::Gate, || gone::kexec("6.1-cloud")),
     Test::with_alarms("patch::gone_after_a_kdump", Tier::Full, || gone::kdump("6.1-cloud")),
     Test::new("patch::agent_killed_at_any_point", Tier::Full, || gone::agent_killed("6.1-cloud")),

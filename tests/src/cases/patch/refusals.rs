@@ -12,7 +12,7 @@ use crate::lup::Lup;
 use crate::process;
 
 /// Runs `lucos-patch` in a folder.
-fn lucos_patch(folder: &Path, words: &[&str]) -> Result<()> {
+pub(super) fn lucos_patch(folder: &Path, words: &[&str]) -> Result<()> {
     let mut command = Command::new(images::program("lucos-patch")?);
     let output = process::run(command.current_dir(folder).args(words), crate::deadlines::COMMAND)?;
     ensure!(output.code == 0, "lucos-patch {words:?} ended with {}: {}", output.code, output.err);
@@ -116,6 +116,9 @@ pub(super) fn refusals(kind: &'static str) -> Result<()> {
     let output = patch(&bench.apply(&Lup::unwilling(kind, "unwilling")?, unsigned)?, 5)?;
     let why = output["why"].as_str().unwrap_or_default();
     ensure!(why.contains("refuses module lucos_unwilling: No such device"), "{output}");
+    let output = patch(&bench.apply(&Lup::unpinned(kind, "unpinned")?, unsigned)?, 5)?;
+    let why = output["why"].as_str().unwrap_or_default();
+    ensure!(why.contains("module lucos_unpinned does not pin itself"), "{output}");
 
     ensure!(!bench.is_patched()?, "new code runs");
     bench.text_is_the_images()?;
