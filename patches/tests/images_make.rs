@@ -157,7 +157,7 @@ fn a_function_of_a_module_comes_with_its_holes() {
     desk.refused(
         fix,
         &QUIESCENT,
-        "drivers/tune.c is a part of the module small: give the file of that module, small.ko",
+        "drivers/tune.c is a part of the module small: name with --ko the file of that module, small.ko",
     );
     let stock = desk.kernel.stock("drivers/tune.c");
     let stock = ["--ko", stock.to_str().unwrap()];

@@ -73,7 +73,10 @@ pub enum MakeError {
         what: &'static str,
     },
     /// The kernel's build system has no command for the file.
-    #[error("the kernel's build system does not compile {unit} in this configuration")]
+    #[error(
+        "the kernel's build system does not compile {unit} in this configuration, so this kernel has no code of it: take it \
+         out of the fix, or name with --unit the file that includes it"
+    )]
     NotCompiled {
         /// The file.
         unit: String,
@@ -85,7 +88,7 @@ pub enum MakeError {
         unit: String,
     },
     /// A changed file is not what the compiler reads.
-    #[error("{path} is changed, and compiling {} does not read it; name the file that includes it, or take it out of the fix", .units.join(", "))]
+    #[error("{path} is changed, and compiling {} does not read it; name with --unit the file that includes it, or take it out of the fix", .units.join(", "))]
     NotRead {
         /// The changed file.
         path: String,
@@ -113,11 +116,11 @@ pub enum MakeError {
         why: String,
     },
     /// There is nothing to compile.
-    #[error("the fix changes no .c file; name the file to compile that includes what it changes")]
+    #[error("the fix changes no .c file; name with --unit the file to compile that includes what it changes")]
     NoUnit,
     /// There is nothing to replace.
     #[error("by what gcc makes of {}, the fix changes no function at all; if it changes other files that include what it \
-         changes, name those", .units.join(", "))]
+         changes, name those with --unit", .units.join(", "))]
     NoFunction {
         /// The files that were compiled.
         units: Vec<String>,
@@ -142,7 +145,7 @@ pub enum MakeError {
     },
     /// The symbols of a module are needed.
     #[error(
-        "{unit} is a part of the module {module}: give the file of that module, {module}.ko of this kernel"
+        "{unit} is a part of the module {module}: name with --ko the file of that module, {module}.ko of this kernel"
     )]
     NoModule {
         /// The module.
@@ -175,7 +178,7 @@ pub enum MakeError {
     },
     /// A named function has no code of its own.
     #[error(
-        "`{name}` has no code of its own: gcc puts it into its callers, so name those; {}",
+        "`{name}` has no code of its own: gcc puts it into its callers, so name those with --function; {}",
         by_gcc(.changed)
     )]
     Inlined {
@@ -191,7 +194,7 @@ pub enum MakeError {
         name: String,
     },
     /// A named function is another one's second name.
-    #[error("`{name}` is another name of `{target}`: name that")]
+    #[error("`{name}` is another name of `{target}`: name that with --function")]
     Alias {
         /// The name.
         name: String,
@@ -199,7 +202,9 @@ pub enum MakeError {
         target: String,
     },
     /// A named function is gcc's variant of one.
-    #[error("`{name}` is a variant that gcc has made for callers in the same file: name those callers")]
+    #[error(
+        "`{name}` is a variant that gcc has made for callers in the same file: name those callers with --function"
+    )]
     Variant {
         /// The function.
         name: String,
@@ -232,8 +237,8 @@ pub enum MakeError {
     },
     /// Other functions come out different, too.
     #[error(
-        "the fix changes the code of {} as well: name each as one to replace, or, where only gcc's choices have \
-         changed and the old code is as good, as one to leave",
+        "the fix changes the code of {} as well: name each with --function to replace it, or, where only gcc's \
+         choices have changed and the old code is as good, with --leave",
         list(.functions)
     )]
     AlsoChanged {

@@ -363,7 +363,7 @@ fn names_that_are_no_functions_to_replace_are_refused() {
     for (name, reason) in [
         (
             "inlined",
-            "gcc puts it into its callers, so name those; by what gcc makes of it, the fix changes `caller`",
+            "gcc puts it into its callers, so name those with --function; by what gcc makes of it, the fix changes `caller`",
         ),
         ("nothing", "no code of its own"),
         ("same", "does not change `same`"),
