@@ -56,6 +56,18 @@ pub enum MakeError {
         /// Their version.
         headers_version: String,
     },
+    /// The kernel is a realtime one, and the source is that of the others.
+    #[error(
+        "{release} is a realtime kernel, and the source {} has no localversion-rt, so the patches for realtime kernels are not \
+         in it; apply those of the packaging of this version (debian/patches-rt, in the order of its file `series`)",
+        source_folder.display()
+    )]
+    NotRealtime {
+        /// The kernel's release.
+        release: String,
+        /// The source.
+        source_folder: PathBuf,
+    },
     /// A file of headers or source lacks what is read there.
     #[error("{} has no {what}; name the folder of a kernel's package", path.display())]
     NotSaid {

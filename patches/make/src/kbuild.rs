@@ -14,6 +14,9 @@ use crate::words::commands;
 /// order of sections says nothing.
 const SECTIONS: &str = "KCFLAGS=-ffunction-sections -fdata-sections";
 
+/// What the patches for realtime kernels add to a source, and no other source has: the `-rt58` of upstream's names of releases.
+const REALTIME: &str = "localversion-rt";
+
 /// Options of the compiler that are not for us: what a file depends on is written to where kbuild keeps it, and comments
 /// only make the output longer.
 const DROPPED: [&str; 2] = ["-Wp,-MMD,", "-fverbose-asm"];
@@ -47,11 +50,16 @@ impl Kernel {
         let compiler = compiler.map_or_else(|| compiler_of(headers), |compiler| Ok(compiler.to_owned()))?;
         let kernel = Self { headers: headers.to_owned(), source: source.to_owned(), compiler };
         let (source_version, headers_version) = (kernel.source_version()?, kernel.headers_version()?);
-        if source_version == headers_version {
-            return Ok(kernel);
+        if source_version != headers_version {
+            let Self { headers, source: source_folder, .. } = kernel;
+            return Err(MakeError::Versions { source_folder, source_version, headers, headers_version });
         }
-        let Self { headers, source: source_folder, .. } = kernel;
-        Err(MakeError::Versions { source_folder, source_version, headers, headers_version })
+        let release = kernel.release()?;
+        // The patches leave the version as it is.
+        if is_realtime(&release) && !kernel.source.join(REALTIME).exists() {
+            return Err(MakeError::NotRealtime { release, source_folder: kernel.source });
+        }
+        Ok(kernel)
     }
 
     /// The release that the headers are for, as `uname -r` prints it.
@@ -188,6 +196,12 @@ impl Compilation<'_> {
         let is_read = |path: &&&str| files.contains(&*changed.join(path));
         Ok((text(&read(&output)?), paths.iter().filter(is_read).copied().collect()))
     }
+}
+
+/// Whether a release has `rt` among its words, as Debian's `6.1.0-47-rt-amd64` and upstream's `6.1.158-rt58` have.
+fn is_realtime(release: &str) -> bool {
+    let mut numbers = release.split('-').filter_map(|word| word.strip_prefix("rt"));
+    numbers.any(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The compiler that the kernel of these headers was built with.

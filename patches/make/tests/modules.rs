@@ -258,3 +258,28 @@ fn what_cannot_be_made_is_told() {
     let said = made_with(&small, &[FIX], |_| {}).unwrap_err().to_string();
     assert!(said.contains("Makefile has no version of a kernel"), "{said}");
 }
+
+#[test]
+fn a_realtime_kernel_is_not_compiled_of_the_source_of_others() {
+    let small = small();
+    let kernel = |release: &str| {
+        let utsrelease = format!("#define UTS_RELEASE \"{release}\"\n");
+        small.put("headers/include/generated/utsrelease.h", &utsrelease);
+        let kernel = Kernel::new(&small.headers(), &small.source(), None);
+        kernel.map(|kernel| kernel.release().unwrap()).map_err(|error| error.to_string())
+    };
+    let realtime = ["6.1.0-1-rt-amd64", "6.1.170-rt58"];
+    for release in realtime {
+        let said = kernel(release).unwrap_err();
+        assert!(said.contains(&format!("{release} is a realtime kernel")), "{said}");
+        assert!(said.contains("no localversion-rt") && said.contains("debian/patches-rt"), "{said}");
+    }
+    // A word that only begins or ends like that is another one.
+    for other in [RELEASE, "6.1.0-1-rtx-smart", "6.1.170"] {
+        assert_eq!(kernel(other).unwrap(), other);
+    }
+    small.put("source/localversion-rt", "-rt58\n");
+    for release in realtime {
+        assert_eq!(kernel(release).unwrap(), release);
+    }
+}
