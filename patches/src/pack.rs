@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use lucos_lup::limits::{MANIFEST_BYTES, MODULE_BYTES};
-use lucos_lup::manifest::Symbol;
+use lucos_lup::manifest::{Function, Hole, Symbol};
+use lucos_lup::module::StockModule;
 use lucos_lup::{Manifest, Patch};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::exit::Failure;
@@ -46,6 +48,14 @@ enum PackError {
     /// It is no JSON.
     #[error("this is no manifest with the fields of docs/patch-format.md")]
     Json { source: serde_json::Error },
+    /// A function of it has not the fields of one.
+    #[error("functions[{index}] of the manifest has not the fields of docs/patch-format.md")]
+    Function { index: usize, source: serde_json::Error },
+    /// A function of it is not as it is said to be.
+    #[error(
+        "{field} of {name} is not what this kernel says; leave it out, or name the kernel that the manifest is for"
+    )]
+    Differs { name: String, field: &'static str },
     /// It is no text.
     #[error("this is no text; name the manifest first, then the module")]
     NoText,
@@ -113,19 +123,45 @@ fn completed(path: &Path, stock: &Stock) -> Result<Manifest, Failure> {
     if value.get("kernels").is_none() {
         value["kernels"] = json!([stock.kernel()?]);
     }
-    for function in value.get_mut("functions").and_then(Value::as_array_mut).into_iter().flatten() {
+    let functions = value.get_mut("functions").and_then(Value::as_array_mut).into_iter().flatten();
+    for (index, function) in functions.enumerate() {
         if function.get("code").is_some() {
             continue;
         }
-        let unknown = |source| files::refused(path, PackError::Json { source });
-        let old = json!({
-            "name": function["name"],
-            "object": function["object"],
-            "position": function.get("position").unwrap_or(&json!(0)),
-        });
-        let old: Symbol = serde_json::from_value(old).map_err(unknown)?;
-        let new = function["new"].as_str().unwrap_or_default();
-        *function = json!(stock.function(&old, new, &modules)?);
+        let uncoded = serde_json::from_value(function.take());
+        let uncoded: Uncoded =
+            uncoded.map_err(|source| files::refused(path, PackError::Function { index, source }))?;
+        *function = json!(uncoded.completed(path, stock, &modules)?);
     }
     serde_json::from_value(value).map_err(|source| files::refused(path, PackError::Json { source }))
+}
+
+/// A function of a manifest that leaves its code to the kernel.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Uncoded {
+    name: String,
+    #[serde(default)]
+    object: Option<String>,
+    #[serde(default)]
+    position: u32,
+    new: String,
+    size: Option<u32>,
+    holes: Option<Vec<Hole>>,
+}
+
+impl Uncoded {
+    /// The same with what the kernel says; what the manifest says of that must be so.
+    fn completed(self, path: &Path, stock: &Stock, modules: &[StockModule<'_>]) -> Result<Function, Failure> {
+        let Self { name, object, position, new, size, holes } = self;
+        let function = stock.function(&Symbol { name, object, position }, &new, modules)?;
+        let field = if size.is_some_and(|size| size != function.size) {
+            "size"
+        } else if holes.is_some_and(|holes| holes != function.holes) {
+            "holes"
+        } else {
+            return Ok(function);
+        };
+        Err(files::refused(path, PackError::Differs { name: function.name, field }))
+    }
 }

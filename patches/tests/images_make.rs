@@ -2,9 +2,11 @@
 //! that has it; `cargo xtask test` sees to it.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-// Shared with the tests of lucos-make; a crate for it would be one more that the product has to be kept free of.
+// Shared with the tests of lucos-make and lucos-lup; a crate for it would be one more that the product has to be kept free of.
 #[path = "../make/tests/small_kernel/mod.rs"]
 mod small_kernel;
+#[path = "../lup/tests/small_module/mod.rs"]
+mod small_module;
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use lucos_lup::manifest::{Consistency, Manifest};
 use lucos_lup::{Container, Patch};
 use lucos_patch::exit::ExitStatus;
 use small_kernel::SmallKernel;
+use small_module::SmallModule;
 use update_server::image::Image;
 use update_server::phases::admit::admit;
 use update_server::server::{Import, Old};
@@ -211,4 +214,46 @@ fn what_does_not_fit_together_is_refused_with_place_and_remedy() {
     let other = [&QUIESCENT[..], &["--kernel", BIN]].concat();
     let (code, _, err) = desk.run(&[FIX], &other);
     assert!(code == ExitStatus::Usage.code() && err.contains("--kernel"), "{err}");
+}
+
+/// A manifest that leaves to the kernel what that says; its function has `more` fields.
+fn manifest(more: &str) -> String {
+    format!(
+        "name = \"by-hand\"\nsummary = \"a test\"\n\n\
+         [[functions]]\nname = \"smaps_hugetlb_range\"\nnew = \"lucos_ipc_addid\"\n{more}\n\
+         [module]\nname = \"lup_ipc\"\nsymbols = [{{ name = \"ipc_mni\", source = {{ name = \"ipc_mni\" }} }}]\n\n\
+         [policy]\nconsistency = \"quiescent\"\n"
+    )
+}
+
+#[test]
+fn a_manifest_that_leaves_things_out_has_no_unknown_fields() {
+    let Some(desk) = Desk::new("a_manifest_that_leaves_things_out_has_no_unknown_fields") else { return };
+    let module = desk.kernel.path("fix.ko");
+    fs::write(&module, SmallModule::new("lup_ipc", desk.image.release()).file).unwrap();
+    let pack = |more: &str| {
+        desk.kernel.put("fix.toml", &manifest(more));
+        let mut program = Command::new(BIN);
+        program.arg("pack").arg(desk.kernel.path("fix.toml")).arg(&module).arg("--kernel").arg(&desk.path);
+        let done = program.arg("--output").arg(desk.kernel.path("fix.lup")).output().unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    let done = (Some(i32::from(ExitStatus::Done.code())), String::new());
+    assert_eq!(pack(""), done);
+    let file = fs::read(desk.kernel.path("fix.lup")).unwrap();
+    let size = Patch::read(&Container::read(&file).unwrap()).unwrap().manifest.functions[0].size;
+    assert_eq!(pack(&format!("size = {size}\nholes = []\nposition = 0\n")), done);
+    let other = format!("size = {}", size + 1);
+    for (more, reason) in [
+        (
+            "postion = 2",
+            "functions[0] of the manifest has not the fields of docs/patch-format.md: unknown field `postion`",
+        ),
+        (&other, "size of smaps_hugetlb_range is not what this kernel says"),
+        ("holes = [[8, 4]]", "holes of smaps_hugetlb_range is not what this kernel says"),
+    ] {
+        let (code, said) = pack(more);
+        assert_eq!(code, Some(i32::from(ExitStatus::Refused.code())), "{said}");
+        assert!(said.contains("fix.toml: ") && said.contains(reason), "{reason:?} is not in {said:?}");
+    }
 }
