@@ -43,7 +43,7 @@ impl Refusal {
             StatusCode::GATEWAY_TIMEOUT,
             "timed_out",
             format!("the machine did not answer within {seconds} s; what was asked may still happen"),
-            "look at the state with GET /api/v1/vm.info before you ask again",
+            "look at the state with `lucos info` (GET /api/v1/vm.info) before you ask again",
         )
     }
 
@@ -63,17 +63,21 @@ impl From<ControlError> for Refusal {
         let (status, code, next_step) = match error {
             ControlError::WrongState {
                 needed: MachineState::Paused, found: MachineState::Running, ..
-            } => (StatusCode::CONFLICT, "wrong_state", "pause it first, with PUT /api/v1/vm.pause"),
-            ControlError::WrongState { found: MachineState::Paused, .. } => {
-                (StatusCode::CONFLICT, "wrong_state", "resume it first, with PUT /api/v1/vm.resume")
+            } => {
+                (StatusCode::CONFLICT, "wrong_state", "pause it first: `lucos pause` (PUT /api/v1/vm.pause)")
             }
+            ControlError::WrongState { found: MachineState::Paused, .. } => (
+                StatusCode::CONFLICT,
+                "wrong_state",
+                "resume it first: `lucos resume` (PUT /api/v1/vm.resume)",
+            ),
             ControlError::WrongState { found: MachineState::Stopping, .. } => {
                 (StatusCode::CONFLICT, "wrong_state", "start the VM again; this one is about to end")
             }
             ControlError::WrongState { .. } => (
                 StatusCode::CONFLICT,
                 "wrong_state",
-                "wait until GET /api/v1/vm.info names the needed state, then ask again",
+                "wait until `lucos info` (GET /api/v1/vm.info) names the needed state, then ask again",
             ),
             ControlError::TimedOut { .. } => {
                 (StatusCode::GATEWAY_TIMEOUT, "timed_out", "ask again; if it stays so, look at the VMM's log")
@@ -81,7 +85,7 @@ impl From<ControlError> for Refusal {
             ControlError::NobodyListens => (
                 StatusCode::CONFLICT,
                 "nobody_listens",
-                "ask again when the guest has booted, or end the VMM with PUT /api/v1/vmm.shutdown",
+                "ask again when the guest has booted, or end the VMM with `lucos shutdown` (PUT /api/v1/vmm.shutdown)",
             ),
             ControlError::UnknownKernel { .. } => (
                 StatusCode::CONFLICT,
@@ -91,20 +95,25 @@ impl From<ControlError> for Refusal {
             ControlError::PatchRefused { code, .. } => {
                 let next_step = match code {
                     "not_trusted" => {
-                        "get a patch that one of the VMM's keys has signed, or say that it needs no signature"
+                        "get a patch that one of the VMM's keys has signed, or take it as it is with `lucos apply --unsigned` \
+                         (PUT /api/v1/patch.apply?unsigned=true)"
                     }
                     "bad_patch" => "look at the file with `lucos-patch inspect`, and get it again",
-                    "other_kernel" | "not_applicable" => "get the patch that was made for this kernel",
+                    "other_kernel" => "get the patch that was made for this kernel",
+                    // The message names what is in the way: it may be the patch, and it may be the guest.
+                    "not_applicable" => "mend what the message names, or get a patch made for this kernel",
                     "guest_refuses" => "change the guest's settings, or boot it with a fixed kernel",
-                    _ => "GET /api/v1/patch.list says what each patch is doing",
+                    _ => "`lucos list` (GET /api/v1/patch.list) says what each patch is doing",
                 };
                 let conflict = matches!(code, "already_applied" | "other_patch" | "not_applied" | "too_many");
                 let status = if conflict { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY };
                 (status, code, next_step)
             }
-            ControlError::NoPatch { .. } => {
-                (StatusCode::NOT_FOUND, "no_such_patch", "GET /api/v1/patch.list lists them")
-            }
+            ControlError::NoPatch { .. } => (
+                StatusCode::NOT_FOUND,
+                "no_such_patch",
+                "`lucos list` (GET /api/v1/patch.list) has the numbers of all",
+            ),
             ControlError::Host { .. } => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "failed", "look at the VMM's log and report it")
             }
@@ -116,5 +125,31 @@ impl From<ControlError> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         (self.status, Json(self.error)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn next_steps_name_the_verb_before_the_request() {
+        let state = |found, needed| ControlError::WrongState { operation: "vm.pause", found, needed };
+        let patch = |code| ControlError::PatchRefused { code, why: "it is so".to_owned() };
+        let refusals = [
+            (Refusal::too_slow(1), "lucos info"),
+            (state(MachineState::Running, MachineState::Paused).into(), "lucos pause"),
+            (state(MachineState::Paused, MachineState::Running).into(), "lucos resume"),
+            (state(MachineState::Starting, MachineState::Running).into(), "lucos info"),
+            (ControlError::NobodyListens.into(), "lucos shutdown"),
+            (patch("not_trusted").into(), "lucos apply --unsigned"),
+            (patch("already_applied").into(), "lucos list"),
+            (ControlError::NoPatch { id: 1 }.into(), "lucos list"),
+        ];
+        for (refusal, verb) in refusals {
+            let step = refusal.error.next_step;
+            let (before, _) = step.split_once("/api/v1/").unwrap_or_else(|| panic!("no request in {step}"));
+            assert!(before.contains(&format!("`{verb}` (")), "{step}");
+        }
     }
 }

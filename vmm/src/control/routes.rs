@@ -261,7 +261,8 @@ async fn vm_stacks(
 
 /// Every task of the guest
 ///
-/// Read from outside; the guest stands still for it, and takes no part. The machine must be running or paused.
+/// As `vm.stacks`, without frames: most of it is read while the guest runs; it stands still only for what has run meanwhile, and
+/// takes no part. The machine must be running or paused.
 #[utoipa::path(get, path = "/api/v1/vm.tasks", tag = "kernel", responses(
     (status = 200, body = TaskReport),
     (status = 409, description = "The machine is neither, or its kernel is not the one it was started with", body = ApiError),
