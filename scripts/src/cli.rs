@@ -36,7 +36,7 @@ enum Chore {
     Image(Image),
     /// Run a command on a real KVM host: this machine, or one made by QEMU or Bochs.
     KvmHost(KvmHost),
-    /// Boot a stock Debian in lucos-vmm, show its console, and switch it off by its power button.
+    /// Boot a stock Debian in lucos-vmm, close a hole of its kernel while it runs, open it again, and switch it off.
     Demo(Demo),
     /// Run every test that a change must pass; with --full, those on every host, too.
     Test(Test),
