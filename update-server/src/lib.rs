@@ -1,7 +1,8 @@
 //! The update server: what the host knows of a guest's kernel, and how it looks at it.
 //!
 //! This crate has no I/O. It knows no KVM, file, socket, thread or clock: the embedder hands it the bytes of the kernel image
-//! and lets it read guest memory through the small traits in [`guest`].
+//! and lets it read guest memory through the small traits in [`guest`]. [Embedding](#embedding) says what it owes, and when what is
+//! called.
 //!
 //! | module | noun |
 //! |---|---|
@@ -17,6 +18,8 @@
 //! | [`journal`] | changes to memory, all or none |
 //! | `reads` | what was read of a guest that ran, to see in a pause whether it is still so |
 //! | [`steps`] | how much more of it may be looked at |
+//!
+#![doc = include_str!("embedding.md")]
 #![forbid(unsafe_code)]
 
 pub mod addr;
