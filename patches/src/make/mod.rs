@@ -26,7 +26,7 @@ pub struct Make {
     /// Its headers, as the package linux-headers-RELEASE has them, with the packages beside it that it depends on
     #[arg(long, value_name = "DIR")]
     headers: PathBuf,
-    /// Its whole source, of the same version; nothing is written there
+    /// Its whole source, of the same version, and for a realtime kernel with the patches for those; nothing is written there
     #[arg(long, value_name = "DIR")]
     source: PathBuf,
     /// A module of it, as its package has it, if the fix is in one; may be repeated
