@@ -53,6 +53,10 @@ pub const SECTION_NAME_BYTES: usize = 64;
 /// Tasks of one guest. With its stack a task takes 24 KiB, so that these would take 6 GiB.
 pub const TASKS: usize = bound(1 << 18, 32);
 
+/// Links that are followed for them, all lists together: each task is on one list of threads, and may be a process on the list of
+/// those. A guest that makes up many processes with one list of threads would have it followed for each.
+pub const TASK_LINKS: u64 = 2 * TASKS as u64;
+
 /// Frames of one stack. A kernel stack has 16 KiB, and a frame at least 8 bytes.
 pub const FRAMES: usize = 2048;
 
@@ -74,6 +78,10 @@ pub const BPF_TEXT_BYTES: u64 = 16 << 20;
 
 /// Packs that it is in, of 2 MiB each.
 pub const BPF_PACKS: usize = bound(256, 2);
+
+/// Chunks of 64 bytes of them that are looked at one by one, all packs together: what has a name and what is empty is passed over.
+/// A thousand programs without a name take some 10,000; a guest that lists one pack many times would have it read as often.
+pub const BPF_CHUNKS: u64 = if cfg!(fuzzing) { 1 << 10 } else { 1 << 18 };
 
 /// Returns of one task that tracers have taken over: the function graph tracer has room for some 50 to 500.
 pub const HOOKS: u64 = 4096;

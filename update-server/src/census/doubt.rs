@@ -1,6 +1,7 @@
 //! What could not be proven.
 
 use crate::addr::Gva;
+use crate::kernel::list::Cut;
 use crate::kernel::space::ReadError;
 
 /// Something that cannot be proven.
@@ -39,6 +40,9 @@ pub enum Doubt {
         /// The list.
         what: &'static str,
     },
+    /// What there is beyond what was looked at.
+    #[error(transparent)]
+    Cut(#[from] Cut),
     /// That a stack is still the one that was found before.
     #[error(
         "the stack of {comm} ({pid}) at {task} is not the one that was known, although the task is said not to have run: {how}"
@@ -121,6 +125,13 @@ pub enum Doubt {
         /// The limit.
         limit: usize,
     },
+}
+
+/// Adds `doubt`, unless it was the last to be added: a guest can make the same one be met again and again.
+pub(super) fn note(doubts: &mut Vec<Doubt>, doubt: Doubt) {
+    if doubts.last() != Some(&doubt) {
+        doubts.push(doubt);
+    }
 }
 
 /// Whether all frames of a stack were found.

@@ -31,12 +31,14 @@ impl Loaded {
     pub fn read(kernel: &Running<'_, impl Memory>, known: &Self) -> Result<Self, ReadError> {
         let (modules, end) = modules(kernel, &known.modules);
         let doubt = |source| Doubt::Unreadable { what: "the list of modules", source };
+        let bpf = bpf_texts(kernel)?;
+        let doubts = end.map(doubt).into_iter().chain(bpf.cut.map(Doubt::Cut)).collect();
         Ok(Self {
             modules,
             trampolines: trampolines(kernel)?,
-            bpf: bpf_texts(kernel)?,
+            bpf: bpf.entries,
             probes: probes(kernel)?,
-            doubts: end.map(doubt).into_iter().collect(),
+            doubts,
         })
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::doubt::Doubt;
+use super::doubt::{self, Doubt};
 use crate::addr::Gva;
 use crate::bytes::u64_at;
 use crate::guest::Memory;
@@ -74,7 +74,7 @@ impl<'a, 'g, M: Memory> Queues<'a, 'g, M> {
             Ok(more)
         })?;
         if end == End::Circle {
-            self.doubts.push(Doubt::Endless { what: "a run queue" });
+            doubt::note(self.doubts, Doubt::Endless { what: "a run queue" });
         }
         Ok(())
     }

@@ -85,6 +85,7 @@ impl Survey {
         let cpus = CpuStacks::all(kernel)?;
         let code = Code::new(kernel, &loaded);
         let unwinder = Unwinder::new(kernel, &code);
+        let idle = idle_tasks(&cpus);
         let mut on_cpu = OnCpu::find(kernel, guest, &cpus, &unwinder, &mut self.doubts);
         for address in self.suspects(kernel, &cpus, &on_cpu)? {
             let running = on_cpu.take(address);
@@ -98,7 +99,7 @@ impl Survey {
             if known.is_none() && self.effort.proven {
                 self.order.push(address);
             }
-            let task = read(kernel, &cpus, address)?;
+            let task = read(kernel, &idle, address)?;
             let stack = match running {
                 Some((found, walk)) => Stack { task, found, frames: walk.frames, outcome: walk.outcome },
                 None => unwinder.switched_out(task),
@@ -197,6 +198,7 @@ impl Survey {
         let account = if likely.len() <= LIKELY { Account::open(kernel, &cpus, &likely)? } else { None };
         // Not those that only a processor has: they are about to end, and would be none of it by the time of the pause.
         let found = tasks::lasting(kernel, &cpus, &mut doubts);
+        let idle = idle_tasks(&cpus);
         let code = Code::new(kernel, &loaded);
         let unwinder = Unwinder::new(kernel, &code);
         let mut surprises = 0;
@@ -207,7 +209,7 @@ impl Survey {
             }
             let ran = if known.is_some() { self.round } else { 0 };
             surprises += usize::from(account.as_ref().is_none_or(|account| !account.holds(address)));
-            let stack = unwinder.switched_out(read(kernel, &cpus, address)?);
+            let stack = unwinder.switched_out(read(kernel, &idle, address)?);
             // It may have run meanwhile, and then this is a mixture of what was and what is.
             let mark = stack.task.mark();
             let holds = !mark.on_cpu && Mark::read(kernel, address)? == mark && stays(&stack);
@@ -268,7 +270,20 @@ fn holds(kernel: &Running<'_, impl Memory>, known: Option<&Entry>) -> Result<boo
     Ok(Mark::read(kernel, entry.stack.task.address)? == entry.stack.task.mark())
 }
 
-fn read(kernel: &Running<'_, impl Memory>, cpus: &[CpuStacks], address: Gva) -> Result<Task, ReadError> {
-    let idle_of = cpus.iter().find(|cpu| cpu.idle == address).map(|cpu| cpu.cpu);
-    Ok(Task { idle_of, ..Task::read(kernel, address)? })
+/// The processor of each idle task; the first of those that claim the same one. A guest can claim thousands of processors, so that
+/// they are not gone through for each task.
+fn idle_tasks(cpus: &[CpuStacks]) -> HashMap<Gva, u32> {
+    let mut idle = HashMap::new();
+    for cpu in cpus {
+        idle.entry(cpu.idle).or_insert(cpu.cpu);
+    }
+    idle
+}
+
+fn read(
+    kernel: &Running<'_, impl Memory>,
+    idle: &HashMap<Gva, u32>,
+    address: Gva,
+) -> Result<Task, ReadError> {
+    Ok(Task { idle_of: idle.get(&address).copied(), ..Task::read(kernel, address)? })
 }

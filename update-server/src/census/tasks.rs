@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::doubt::Doubt;
+use super::doubt::{self, Doubt};
 use super::queues::Queues;
 use super::stacks::CpuStacks;
 use crate::addr::Gva;
@@ -10,7 +10,8 @@ use crate::guest::Memory;
 use crate::kernel::list::{self, End};
 use crate::kernel::running::Running;
 use crate::kernel::space::ReadError;
-use crate::limits::TASKS;
+use crate::limits::{TASK_LINKS, TASKS};
+use crate::steps::Steps;
 
 /// Finds all of them; none comes twice. What cannot be followed becomes a doubt.
 pub(super) fn all(
@@ -53,11 +54,14 @@ struct Tasks<'a, 'g, M> {
     kernel: &'a Running<'g, M>,
     seen: HashSet<Gva>,
     list: Vec<Gva>,
+    /// Links that may still be followed.
+    links: Steps,
 }
 
 impl<'a, 'g, M: Memory> Tasks<'a, 'g, M> {
     fn lasting(kernel: &'a Running<'g, M>, cpus: &[CpuStacks], doubts: &mut Vec<Doubt>) -> Self {
-        let mut tasks = Self { kernel, seen: HashSet::new(), list: Vec::new() };
+        let mut tasks =
+            Self { kernel, seen: HashSet::new(), list: Vec::new(), links: Steps::new(TASK_LINKS) };
         if let Err(source) = tasks.on_the_list(doubts) {
             doubts.push(Doubt::Unreadable { what: "the list of tasks", source });
         }
@@ -80,7 +84,7 @@ impl<'a, 'g, M: Memory> Tasks<'a, 'g, M> {
                 return Ok(());
             }
             // What comes twice comes for ever.
-            if self.is_full() || self.seen.contains(&leader) {
+            if !self.may_follow() || self.seen.contains(&leader) {
                 doubts.push(Doubt::Endless { what: "the list of tasks" });
                 return Ok(());
             }
@@ -96,12 +100,17 @@ impl<'a, 'g, M: Memory> Tasks<'a, 'g, M> {
         let head = signal.wrapping_add(layout.thread_head);
         let end = list::walk(space, head, |link| {
             self.add(Gva(link.0.wrapping_sub(layout.task.thread_node)));
-            Ok(!self.is_full())
+            Ok(self.may_follow())
         })?;
         if end != End::Head {
-            doubts.push(Doubt::Endless { what: "a list of threads" });
+            doubt::note(doubts, Doubt::Endless { what: "a list of threads" });
         }
         Ok(())
+    }
+
+    /// Whether one more link may be followed. A list that was followed before costs as much as any other.
+    fn may_follow(&self) -> bool {
+        !self.is_full() && self.links.take()
     }
 
     fn is_full(&self) -> bool {

@@ -3,20 +3,23 @@
 
 use std::ops::Range;
 
-use super::list;
+use super::list::{self, Cut, Listed};
 use super::running::Running;
 use super::space::ReadError;
 use crate::addr::Gva;
 use crate::bytes::{index_at, u64_at};
 use crate::guest::Memory;
 use crate::image::{Btf, NOP5, TypeError};
-use crate::limits::{BPF_PACKS, BPF_TEXT_BYTES, BPF_TEXTS};
+use crate::limits::{BPF_CHUNKS, BPF_PACKS, BPF_TEXT_BYTES, BPF_TEXTS};
+use crate::steps::Steps;
 
 /// Programs share large pages, in whole chunks, with one bit for each (`BPF_PROG_CHUNK_SHIFT`). A pack has 2 MiB for each
 /// NUMA node; guests of ours have one.
 const CHUNK_BITS: u32 = 6;
 const CHUNKS: usize = (2 << 20) >> CHUNK_BITS;
 const CHUNK: usize = 1 << CHUNK_BITS;
+/// What is listed.
+const TEXTS: &str = "programs of BPF";
 /// What a program is preceded by: its size, then INT3 as far as the end of the first chunk (`struct bpf_binary_header`,
 /// `jit_fill_hole`). What calls programs has neither.
 const HEADER: usize = 8;
@@ -83,26 +86,31 @@ pub struct BpfText {
 }
 
 /// Every piece that can be found, by its first address.
-pub fn bpf_texts(kernel: &Running<'_, impl Memory>) -> Result<Vec<BpfText>, ReadError> {
-    let Some(layout) = &kernel.model().bpf else { return Ok(Vec::new()) };
+pub fn bpf_texts(kernel: &Running<'_, impl Memory>) -> Result<Listed<BpfText>, ReadError> {
+    let Some(layout) = &kernel.model().bpf else { return Ok(Listed::nothing()) };
     let space = kernel.space();
     let mut found = Vec::new();
-    list::walk(space, kernel.now(layout.symbols), |link| {
+    let end = list::walk(space, kernel.now(layout.symbols), |link| {
+        if found.len() >= BPF_TEXTS {
+            return Ok(false);
+        }
         let symbol = Gva(link.0.wrapping_sub(layout.link));
         let start = space.pointer(symbol.wrapping_add(layout.start))?;
         let end = space.pointer(symbol.wrapping_add(layout.end))?;
         let len = end.offset_from(start).unwrap_or(0).min(BPF_TEXT_BYTES);
         let name = space.text(symbol.wrapping_add(layout.name), layout.name_bytes)?;
         found.push(BpfText { text: start..start.wrapping_add(len), name });
-        Ok(found.len() < BPF_TEXTS)
+        Ok(true)
     })?;
+    let mut cut = end.cut(TEXTS, BPF_TEXTS);
     found.sort_by_key(|piece| piece.text.start);
     if let Some(packs) = &layout.packs {
         let unnamed = in_packs(kernel, packs, &found)?;
-        found.extend(unnamed);
+        cut = cut.or(unnamed.cut);
+        found.extend(unnamed.entries);
         found.sort_by_key(|piece| piece.text.start);
     }
-    Ok(found)
+    Ok(Listed { entries: found, cut })
 }
 
 /// Programs in packs that are not among `named`.
@@ -110,37 +118,53 @@ fn in_packs(
     kernel: &Running<'_, impl Memory>,
     layout: &PackLayout,
     named: &[BpfText],
-) -> Result<Vec<BpfText>, ReadError> {
+) -> Result<Listed<BpfText>, ReadError> {
     let space = kernel.space();
     let mut packs = Vec::new();
-    list::walk(space, kernel.now(layout.list), |link| {
+    let end = list::walk(space, kernel.now(layout.list), |link| {
+        if packs.len() >= BPF_PACKS {
+            return Ok(false);
+        }
         packs.push(Gva(link.0.wrapping_sub(layout.link)));
-        Ok(packs.len() < BPF_PACKS)
+        Ok(true)
     })?;
-    let mut found = Vec::new();
+    let mut all = Listed { entries: Vec::new(), cut: end.cut("packs of BPF programs", BPF_PACKS) };
+    let chunks = Steps::new(BPF_CHUNKS);
     for pack in packs {
         let start = space.pointer(pack.wrapping_add(layout.pointer))?;
         let mut bitmap = [0; CHUNKS / 8];
         space.read(pack.wrapping_add(layout.bitmap), &mut bitmap)?;
-        let room = BPF_TEXTS.saturating_sub(named.len() + found.len());
-        found.extend(in_pack(start, &bitmap, named, room, |chunk| space.array(chunk))?);
+        let room = BPF_TEXTS.saturating_sub(named.len() + all.entries.len());
+        let here = in_pack(start, &bitmap, named, room, &chunks, |chunk| space.array(chunk))?;
+        all.entries.extend(here.entries);
+        if here.cut.is_some() {
+            all.cut = here.cut;
+            break;
+        }
     }
-    Ok(found)
+    Ok(all)
 }
 
-/// At most `room` programs that are not among `named` in the pack at `start`, whose chunks `read` reads.
+/// At most `room` programs that are not among `named` in the pack at `start`, whose chunks `read` reads: as many of them as `chunks`
+/// has left.
 fn in_pack<E>(
     start: Gva,
     bitmap: &[u8; CHUNKS / 8],
     named: &[BpfText],
     room: usize,
+    chunks: &Steps,
     read: impl Fn(Gva) -> Result<[u8; CHUNK], E>,
-) -> Result<Vec<BpfText>, E> {
+) -> Result<Listed<BpfText>, E> {
     let place = |chunk: usize| start.wrapping_add((chunk << CHUNK_BITS) as u64);
     let is_used = |chunk: usize| bitmap[chunk / 8] >> (chunk % 8) & 1 == 1;
     let mut found = Vec::new();
     let mut chunk = 0;
-    while chunk < CHUNKS && found.len() < room {
+    let cut = |what, limit| Some(Cut { what, limit });
+    while chunk < CHUNKS {
+        if !chunks.take() {
+            let limit = usize::try_from(BPF_CHUNKS).unwrap_or(usize::MAX);
+            return Ok(Listed { entries: found, cut: cut("chunks with BPF programs", limit) });
+        }
         if !is_used(chunk) {
             // Most of a pack is empty.
             let word = u64_at(bitmap, chunk / 64 * 8).unwrap_or(0);
@@ -155,19 +179,27 @@ fn in_pack<E>(
             continue;
         }
         let head = read(place(chunk))?;
-        let chunks = index_at(&head, 0).filter(|bytes| bytes % CHUNK == 0).map_or(0, |bytes| bytes / CHUNK);
+        let own = index_at(&head, 0).filter(|bytes| bytes % CHUNK == 0).map_or(0, |bytes| bytes / CHUNK);
         // There is no size yet while it is being made, and none where other things are.
-        let is_whole = (1..=CHUNKS - chunk).contains(&chunks) && (chunk..chunk + chunks).all(is_used);
-        match program(&head).filter(|_| is_whole) {
+        let is_whole = || {
+            let fits = (1..=CHUNKS - chunk).contains(&own);
+            // Each of many may claim the rest of the pack.
+            chunks.take_up_to(if fits { own as u64 } else { 0 });
+            fits && (chunk..chunk + own).all(is_used)
+        };
+        match program(&head).filter(|_| is_whole()) {
+            Some(_) if found.len() >= room => {
+                return Ok(Listed { entries: found, cut: cut(TEXTS, BPF_TEXTS) });
+            }
             Some((offset, name)) => {
-                let text = place(chunk).wrapping_add(offset as u64)..place(chunk + chunks);
+                let text = place(chunk).wrapping_add(offset as u64)..place(chunk + own);
                 found.push(BpfText { text, name: name.to_owned() });
-                chunk += chunks;
+                chunk += own;
             }
             None => chunk += 1,
         }
     }
-    Ok(found)
+    Ok(Listed { entries: found, cut: None })
 }
 
 /// Where in its first chunk a program begins, and what it is called.
@@ -184,6 +216,7 @@ fn program(head: &[u8; CHUNK]) -> Option<(usize, &'static str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::convert::Infallible;
 
     use super::*;
@@ -209,9 +242,11 @@ mod tests {
             }
             Ok::<_, Infallible>(bytes)
         };
-        let found = in_pack(PACK, &bitmap, named, 100, read).unwrap();
+        let found = in_pack(PACK, &bitmap, named, 100, &Steps::new(BPF_CHUNKS), read).unwrap();
+        assert_eq!(found.cut, None);
         let within = |at: Gva| at.0 - PACK.0;
         found
+            .entries
             .into_iter()
             .map(|piece| (within(piece.text.start), within(piece.text.end), piece.name))
             .collect()
@@ -278,5 +313,47 @@ mod tests {
         assert_eq!(found, [(74 * 64 + 8, 75 * 64, "bpf_classic_filter".to_owned())]);
         // A name that a guest has made up, with an end before its start.
         assert_eq!(programs(66..80, &pieces, &[named(66 * CHUNK, 10)]), found);
+    }
+
+    #[test]
+    fn packs_that_are_one_and_the_same_are_not_read_for_ever() {
+        // Each chunk is one of no program, or claims all that is behind it, of which the last one is not in use.
+        for claims in [false, true] {
+            let mut bitmap = [0xff; CHUNKS / 8];
+            bitmap[CHUNKS / 8 - 1] = 0x7f;
+            let reads = Cell::new(0_u64);
+            let read = |at: Gva| {
+                reads.set(reads.get() + 1);
+                let mut bytes = [0; CHUNK];
+                let rest = CHUNKS - usize::try_from(at.0 - PACK.0).unwrap() / CHUNK;
+                let head = head(if claims { rest } else { 0 }, 0, &classic());
+                bytes[..head.len()].copy_from_slice(&head);
+                Ok::<_, Infallible>(bytes)
+            };
+            let chunks = Steps::new(BPF_CHUNKS);
+            let packs: Vec<_> = (0..BPF_PACKS)
+                .map(|_| in_pack(PACK, &bitmap, &[], BPF_TEXTS, &chunks, read).unwrap())
+                .collect();
+            assert!(packs.iter().all(|pack| pack.entries.is_empty()), "{claims}");
+            assert!(packs[BPF_PACKS - 1].cut.is_some(), "{claims}");
+            // To look whether chunks are in use takes as long as to read some.
+            let limit = if claims { BPF_CHUNKS / (CHUNKS as u64 / 2) + 2 } else { BPF_CHUNKS };
+            assert!(reads.get() <= limit, "{claims}: {}", reads.get());
+        }
+    }
+
+    #[test]
+    fn programs_that_are_not_listed_are_missed_aloud() {
+        let bitmap = [0xff; CHUNKS / 8];
+        let read = |_| {
+            let mut bytes = [0; CHUNK];
+            bytes[..17].copy_from_slice(&head(1, 0, &classic()));
+            Ok::<_, Infallible>(bytes)
+        };
+        let find = |room| in_pack(PACK, &bitmap, &[], room, &Steps::new(BPF_CHUNKS), read).unwrap();
+        assert_eq!((find(CHUNKS).entries.len(), find(CHUNKS).cut), (CHUNKS, None));
+        let cut = find(CHUNKS - 1);
+        assert_eq!(cut.entries.len(), CHUNKS - 1);
+        assert!(cut.cut.is_some());
     }
 }

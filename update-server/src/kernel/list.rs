@@ -16,6 +16,39 @@ pub(crate) enum End {
     Enough,
 }
 
+impl End {
+    /// What is to be said of a list of `what`, of which no more than `limit` are looked at.
+    pub(super) fn cut(self, what: &'static str, limit: usize) -> Option<Cut> {
+        (self != Self::Head).then_some(Cut { what, limit })
+    }
+}
+
+/// That something the guest lists was not followed to its end. What is there beyond is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the guest has more than {limit} {what}, or a list of them that leads back into itself")]
+pub struct Cut {
+    /// What is listed.
+    pub what: &'static str,
+    /// How many of it are looked at.
+    pub limit: usize,
+}
+
+/// What the guest lists, as far as it was followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed<T> {
+    /// What was found.
+    pub entries: Vec<T>,
+    /// Whether there may be more.
+    pub cut: Option<Cut>,
+}
+
+impl<T> Listed<T> {
+    /// What a kernel lists that has no such list.
+    pub(super) fn nothing() -> Self {
+        Self { entries: Vec::new(), cut: None }
+    }
+}
+
 /// Calls `visit` with each node of the list at `head`, as long as it answers `true`. The nodes of a list that ends come once;
 /// those of a circle may come again before it is found out.
 pub(crate) fn walk(

@@ -4,7 +4,7 @@ pub mod bpf;
 pub mod generation;
 pub mod hooks;
 pub(crate) mod layout;
-pub(crate) mod list;
+pub mod list;
 pub mod livepatches;
 pub mod locate;
 pub mod lockdown;
