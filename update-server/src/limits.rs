@@ -41,6 +41,10 @@ pub const MODULE_ORCS: usize = bound(4 << 20, 256);
 /// Symbols of all modules together. The largest of Debian's has 40,000.
 pub const MODULE_SYMBOLS: usize = bound(1 << 18, 256);
 
+/// Bytes of their names, all together. Debian's have 20 to 30 each, and none has more than 511 (`KSYM_NAME_LEN`), which would be
+/// 400 MiB where each is no UTF-8 and becomes three.
+pub const MODULE_NAME_BYTES: usize = bound(16 << 20, 1 << 12);
+
 /// Entries of the tables of sites of all modules together. Debian's 4,000 have 600,000.
 pub const MODULE_SITES: usize = bound(1 << 21, 256);
 

@@ -83,7 +83,7 @@ fn whatever_the_guest_says_every_look_ends() {
                 // Its vCPUs have no table of interrupts, so that whatever canary it makes up, it has no generation.
                 assert!(Generation::of(&kernel, liar.vcpus()).is_err(), "{name}, {lie:?}");
                 let text = text_check::check(&kernel, &[]).map(|report| report.cut);
-                let (modules, _) = modules(&kernel, &[]);
+                let modules = modules(&kernel, &[]).found;
                 let sites: usize = sites(&kernel, &modules).iter().map(|own| own.sites.iter().count()).sum();
                 println!(
                     "{name}, {lie:?}, {seed}: {stacks:?}, {text:?}, {} modules, {sites} sites, {:?}",

@@ -29,12 +29,13 @@ pub struct Loaded {
 impl Loaded {
     /// Reads it, as far as it is not in `known`, which was read before.
     pub fn read(kernel: &Running<'_, impl Memory>, known: &Self) -> Result<Self, ReadError> {
-        let (modules, end) = modules(kernel, &known.modules);
+        let modules = modules(kernel, &known.modules);
         let doubt = |source| Doubt::Unreadable { what: "the list of modules", source };
         let bpf = bpf_texts(kernel)?;
-        let doubts = end.map(doubt).into_iter().chain(bpf.cut.map(Doubt::Cut)).collect();
+        let cuts = modules.cuts.into_iter().chain(bpf.cut);
+        let doubts = modules.end.map(doubt).into_iter().chain(cuts.map(Doubt::Cut)).collect();
         Ok(Self {
-            modules,
+            modules: modules.found,
             trampolines: trampolines(kernel)?,
             bpf: bpf.entries,
             probes: probes(kernel)?,

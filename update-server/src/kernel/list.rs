@@ -25,7 +25,7 @@ impl End {
 
 /// That something the guest lists was not followed to its end. What is there beyond is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the guest has more than {limit} {what}, or a list of them that leads back into itself")]
+#[error("the guest lists more than {limit} {what}, or the same ones again and again")]
 pub struct Cut {
     /// What is listed.
     pub what: &'static str,

@@ -1,17 +1,18 @@
 //! The kernel's modules, out of guest memory: allegations, good for walking stacks and naming addresses. What is written to them
 //! the patch alone decides (`phases::module_function`).
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::list;
+use super::list::{self, Cut};
 use super::running::Running;
 use super::space::ReadError;
 use crate::addr::Gva;
 use crate::bytes::{u32_at, u64_at};
 use crate::guest::Memory;
-use crate::image::{OrcTable, Symbols, SymbolsBuilder};
-use crate::limits::{MODULE_BYTES, MODULE_ORCS, MODULE_SYMBOLS, MODULES};
+use crate::image::{ImageError, OrcTable, Symbols, SymbolsBuilder};
+use crate::limits::{MODULE_BYTES, MODULE_NAME_BYTES, MODULE_ORCS, MODULE_SYMBOLS, MODULES};
 
 /// `MODULE_STATE_*` (include/linux/module.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,10 @@ pub enum ModuleState {
 pub struct Module {
     /// What it was read by: as long as that is the same, so is the rest.
     mark: Mark,
+    /// What of the room for all modules is its own.
+    taken: Room,
+    /// Whether there was room for all of it.
+    whole: bool,
     /// Its name.
     pub name: String,
     /// Its unwind table, or why there is none that can be read.
@@ -122,47 +127,104 @@ impl Mark {
     }
 }
 
-/// Every module on the kernel's list, and what is in the way where it cannot be followed further. Of those in `known`, which
-/// were read before, only what has changed is read again.
-pub fn modules(
-    kernel: &Running<'_, impl Memory>,
-    known: &[Arc<Module>],
-) -> (Vec<Arc<Module>>, Option<ReadError>) {
-    let mut found = Vec::new();
-    let end = follow(kernel, known, &mut found);
-    (found, end.err())
+/// The kernel's list of modules, as far as it could be read.
+#[derive(Debug, Default)]
+pub struct Modules {
+    /// In the order of the list.
+    pub found: Vec<Arc<Module>>,
+    /// What is in the way of following it further.
+    pub end: Option<ReadError>,
+    /// What was left out because there is more than there can be.
+    pub cuts: Vec<Cut>,
 }
 
-fn follow(
-    kernel: &Running<'_, impl Memory>,
-    known: &[Arc<Module>],
-    found: &mut Vec<Arc<Module>>,
-) -> Result<(), ReadError> {
+/// Every module on the kernel's list. Of those in `known`, which were read before, only what has changed is read again.
+pub fn modules(kernel: &Running<'_, impl Memory>, known: &[Arc<Module>]) -> Modules {
+    let mut marks = Vec::new();
+    let listed = marks_of(kernel, &mut marks);
+    let mut all = Modules { end: listed.as_ref().err().copied(), ..Modules::default() };
+    all.cuts.extend(listed.ok().flatten());
+    let known: HashMap<Gva, &Arc<Module>> = known.iter().map(|module| (module.address(), module)).collect();
+    let kept = |mark: &Mark| {
+        let module = known.get(&mark.address).filter(|module| module.whole && module.mark == *mark)?;
+        (mark.state != ModuleState::Unformed).then(|| Arc::clone(module))
+    };
+    let marks: Vec<_> = marks.into_iter().map(|mark| (kept(&mark), mark)).collect();
+    // First of all the room of those that stay, wherever on the list they are: it was taken when they were read.
+    let mut left = Room::ALL;
+    for (module, _) in &marks {
+        left = left.without(module.as_ref().map_or(Room::default(), |module| module.taken));
+    }
+    for (module, mark) in marks {
+        let module =
+            module.map_or_else(|| self::module(kernel, mark, &mut left, &mut all.cuts).map(Arc::new), Ok);
+        match module {
+            Ok(module) => all.found.push(module),
+            Err(error) => {
+                all.end = Some(error);
+                break;
+            }
+        }
+    }
+    all
+}
+
+/// Adds the mark of each module on the list to `marks`.
+fn marks_of(kernel: &Running<'_, impl Memory>, marks: &mut Vec<Mark>) -> Result<Option<Cut>, ReadError> {
     let layout = &kernel.model().layout.module;
     let head = kernel.now(kernel.model().symbols.modules);
-    let mut budget = Budget { orcs: MODULE_ORCS, symbols: MODULE_SYMBOLS };
-    list::walk(kernel.space(), head, |link| {
-        if found.len() >= MODULES {
+    let end = list::walk(kernel.space(), head, |link| {
+        if marks.len() >= MODULES {
             return Ok(false);
         }
-        let mark = Mark::read(kernel, Gva(link.0.wrapping_sub(layout.list)))?;
-        // The next one in the list is most often the next one that is known.
-        let (behind, before) = known.split_at(found.len().min(known.len()));
-        let same = |module: &&Arc<Module>| module.mark == mark && mark.state != ModuleState::Unformed;
-        found.push(match before.iter().chain(behind).find(same) {
-            Some(module) => Arc::clone(module),
-            None => Arc::new(module(kernel, mark, &mut budget)?),
-        });
+        marks.push(Mark::read(kernel, Gva(link.0.wrapping_sub(layout.list)))?);
         Ok(true)
-    })
-    .map(drop)
+    })?;
+    Ok(end.cut("modules", MODULES))
 }
 
-/// What is left to be read of all modules together.
-#[derive(Debug)]
-struct Budget {
+/// What all modules together may have.
+#[derive(Debug, Clone, Copy, Default)]
+struct Room {
+    /// Entries of unwind tables.
     orcs: usize,
     symbols: usize,
+    /// Bytes of symbols' names.
+    names: usize,
+}
+
+impl Room {
+    const ALL: Self = Self { orcs: MODULE_ORCS, symbols: MODULE_SYMBOLS, names: MODULE_NAME_BYTES };
+
+    /// What is left without `other`.
+    fn without(self, other: Self) -> Self {
+        Self {
+            orcs: self.orcs.saturating_sub(other.orcs),
+            symbols: self.symbols.saturating_sub(other.symbols),
+            names: self.names.saturating_sub(other.names),
+        }
+    }
+
+    fn orcs(&mut self, wanted: u32) -> Result<usize, Cut> {
+        all_of(&mut self.orcs, wanted, Cut { what: "unwind table entries of modules", limit: MODULE_ORCS })
+    }
+
+    fn symbols(&mut self, wanted: u32) -> Result<usize, Cut> {
+        all_of(&mut self.symbols, wanted, Cut { what: "symbols of modules", limit: MODULE_SYMBOLS })
+    }
+
+    fn name(&mut self, name: &str) -> Result<(), Cut> {
+        let cut = Cut { what: "bytes of the names of modules' symbols", limit: MODULE_NAME_BYTES };
+        self.names = self.names.checked_sub(name.len()).ok_or(cut)?;
+        Ok(())
+    }
+}
+
+/// Takes all that is `wanted` from what is left, or nothing: half a table says something else than the whole one.
+fn all_of(left: &mut usize, wanted: u32, cut: Cut) -> Result<usize, Cut> {
+    let count = usize::try_from(wanted).unwrap_or(usize::MAX);
+    *left = left.checked_sub(count).ok_or(cut)?;
+    Ok(count)
 }
 
 /// Takes `wanted` from what is left, or what there is of it.
@@ -172,31 +234,56 @@ pub(super) fn take(left: &mut usize, wanted: u32) -> usize {
     count
 }
 
-fn module(kernel: &Running<'_, impl Memory>, mark: Mark, budget: &mut Budget) -> Result<Module, ReadError> {
+/// Why something of a module is not there.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Table(#[from] ImageError),
+    #[error(transparent)]
+    Cut(#[from] Cut),
+}
+
+fn module(
+    kernel: &Running<'_, impl Memory>,
+    mark: Mark,
+    left: &mut Room,
+    cuts: &mut Vec<Cut>,
+) -> Result<Module, ReadError> {
     let (space, model) = (kernel.space(), kernel.model());
     let name = mark.address.wrapping_add(model.layout.module.name);
+    let name = space.text(name, model.layout.module_name_bytes)?;
+    let before = *left;
+    let (orc, symbols) = (orc(kernel, &mark, left), symbols(kernel, mark.address, left));
+    let mut whole = true;
+    for unread in [orc.as_ref().err(), symbols.as_ref().err()].into_iter().flatten() {
+        if let Unread::Cut(cut) = unread {
+            whole = false;
+            cuts.extend((!cuts.contains(cut)).then_some(*cut));
+        }
+    }
     Ok(Module {
-        name: space.text(name, model.layout.module_name_bytes)?,
-        orc: orc(kernel, &mark, budget),
-        symbols: symbols(kernel, mark.address, budget).unwrap_or_default(),
+        name,
+        taken: before.without(*left),
+        whole,
+        orc: orc.map_err(|error| error.to_string()),
+        symbols: symbols.unwrap_or_default(),
         mark,
     })
 }
 
-fn orc(kernel: &Running<'_, impl Memory>, mark: &Mark, budget: &mut Budget) -> Result<OrcTable, String> {
-    let count = take(&mut budget.orcs, mark.orc_count);
+fn orc(kernel: &Running<'_, impl Memory>, mark: &Mark, left: &mut Room) -> Result<OrcTable, Unread> {
+    let count = left.orcs(mark.orc_count)?;
     let (mut places, mut table) = (vec![0; count * 4], vec![0; count * OrcTable::ENTRY]);
-    let mut read = || -> Result<_, ReadError> {
-        kernel.space().read(mark.orc_addresses, &mut places)?;
-        kernel.space().read(mark.orc_entries, &mut table)
-    };
-    read().map_err(|error| error.to_string())?;
+    kernel.space().read(mark.orc_addresses, &mut places)?;
+    kernel.space().read(mark.orc_entries, &mut table)?;
     let layout = kernel.model().image().orc().layout();
-    OrcTable::read(mark.orc_addresses, &places, table, layout).map_err(|error| error.to_string())
+    Ok(OrcTable::read(mark.orc_addresses, &places, table, layout)?)
 }
 
 /// Symbols that are code; `Elf64_Sym` (elf(5)) has 24 bytes: name, info, other, section, value, size.
-fn symbols(kernel: &Running<'_, impl Memory>, at: Gva, budget: &mut Budget) -> Result<Symbols, ReadError> {
+fn symbols(kernel: &Running<'_, impl Memory>, at: Gva, left: &mut Room) -> Result<Symbols, Unread> {
     const ENTRY: usize = 24;
     let (space, model) = (kernel.space(), kernel.model());
     let table = space.pointer(at.wrapping_add(model.layout.module.kallsyms))?;
@@ -204,7 +291,7 @@ fn symbols(kernel: &Running<'_, impl Memory>, at: Gva, budget: &mut Budget) -> R
     let first = space.pointer(table.wrapping_add(layout.symbols))?;
     let count = space.u32(table.wrapping_add(layout.count))?;
     let strings = space.pointer(table.wrapping_add(layout.strings))?;
-    let count = take(&mut budget.symbols, count);
+    let count = left.symbols(count)?;
     let mut entries = vec![0; count * ENTRY];
     space.read(first, &mut entries)?;
     let mut builder = SymbolsBuilder::new(count);
@@ -226,6 +313,7 @@ fn symbols(kernel: &Running<'_, impl Memory>, at: Gva, budget: &mut Budget) -> R
             _ => 'D',
         };
         if !name.is_empty() {
+            left.name(&name)?;
             builder.add(Gva(value), false, kind, &name);
         }
     }
