@@ -70,7 +70,8 @@ pub struct TextReport {
 /// looked at again in a pause by [`confirm`].
 pub fn check(kernel: &Running<'_, impl Memory>, written: &[Written]) -> Result<TextReport, ReadError> {
     let image = kernel.model().image();
-    let probes = probes(kernel)?;
+    // Of more than are looked at, the rest is not explained, and named.
+    let probes = probes(kernel)?.entries;
     let mut report = TextReport::default();
     report.by_patch.sites = written.len() as u64;
     let text = image.sections().filter(|(name, _, _)| *name == ".text");
@@ -91,7 +92,7 @@ pub fn confirm(
     written: &[Written],
     report: TextReport,
 ) -> Result<TextReport, ReadError> {
-    let probes = probes(kernel)?;
+    let probes = probes(kernel)?.entries;
     let mut again = TextReport { unexplained: Vec::new(), ..report };
     for place in report.unexplained {
         let len = usize::try_from(place.len).unwrap_or(usize::MAX);

@@ -125,7 +125,9 @@ fn everything_that_is_read_of_a_guest_is_there() {
         assert!(image.release().starts_with("6."), "{name}: {}", image.release());
         assert_eq!(image.build_id().bytes().len(), 20, "{name}");
         assert!(image.relocations().len() > 100_000, "{name}: {}", image.relocations().len());
-        Model::new(image).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let model = Model::new(image).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let locks = model.text_locks().unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(locks.len(), 2, "{name}");
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::doubt::Doubt;
 use crate::guest::Memory;
 use crate::kernel::bpf::{BpfText, bpf_texts};
+use crate::kernel::list::Cut;
 use crate::kernel::modules::{Module, modules};
 use crate::kernel::probes::{Probe, probes};
 use crate::kernel::running::Running;
@@ -22,6 +23,8 @@ pub struct Loaded {
     pub bpf: Vec<BpfText>,
     /// Probes, and what they have made.
     pub probes: Vec<Probe>,
+    /// Whether there are more probes than those.
+    probes_cut: Option<Cut>,
     /// What of it could not be read.
     doubts: Vec<Doubt>,
 }
@@ -31,16 +34,22 @@ impl Loaded {
     pub fn read(kernel: &Running<'_, impl Memory>, known: &Self) -> Result<Self, ReadError> {
         let modules = modules(kernel, &known.modules);
         let doubt = |source| Doubt::Unreadable { what: "the list of modules", source };
-        let bpf = bpf_texts(kernel)?;
-        let cuts = modules.cuts.into_iter().chain(bpf.cut);
+        let (trampolines, bpf, probes) = (trampolines(kernel)?, bpf_texts(kernel)?, probes(kernel)?);
+        let cuts = modules.cuts.into_iter().chain(trampolines.cut).chain(bpf.cut).chain(probes.cut);
         let doubts = modules.end.map(doubt).into_iter().chain(cuts.map(Doubt::Cut)).collect();
         Ok(Self {
             modules: modules.found,
-            trampolines: trampolines(kernel)?,
+            trampolines: trampolines.entries,
             bpf: bpf.entries,
-            probes: probes(kernel)?,
+            probes: probes.entries,
+            probes_cut: probes.cut,
             doubts,
         })
+    }
+
+    /// That there may be probes which are not known; a place where none is known may have one then.
+    pub(crate) fn more_probes(&self) -> Option<Cut> {
+        self.probes_cut
     }
 
     /// What of it could not be read.

@@ -2,7 +2,7 @@
 //!
 //! Its own way is a redirection by ftrace at the function's very beginning, so that what is behind is not run at all.
 
-use super::list;
+use super::list::{self, Listed};
 use super::running::Running;
 use super::space::ReadError;
 use crate::addr::Gva;
@@ -38,11 +38,16 @@ impl LivepatchLayout {
 }
 
 /// Where the originals of all functions are that the guest has patched by itself.
-pub fn livepatched(kernel: &Running<'_, impl Memory>) -> Result<Vec<Gva>, ReadError> {
-    let Some(layout) = &kernel.model().livepatches else { return Ok(Vec::new()) };
+pub fn livepatched(kernel: &Running<'_, impl Memory>) -> Result<Listed<Gva>, ReadError> {
+    let Some(layout) = &kernel.model().livepatches else { return Ok(Listed::nothing()) };
     let space = kernel.space();
     let mut functions = Vec::new();
-    list::walk(space, kernel.now(layout.list), |node| {
+    let mut seen = 0;
+    let end = list::walk(space, kernel.now(layout.list), |node| {
+        if seen >= LIVEPATCHES {
+            return Ok(false);
+        }
+        seen += 1;
         let versions = Gva(node.0.wrapping_sub(layout.node)).wrapping_add(layout.versions);
         let first = space.pointer(versions)?;
         // Between two steps of the guest's there may be none.
@@ -50,7 +55,7 @@ pub fn livepatched(kernel: &Running<'_, impl Memory>) -> Result<Vec<Gva>, ReadEr
             let version = Gva(first.0.wrapping_sub(layout.version_node));
             functions.push(space.pointer(version.wrapping_add(layout.original))?);
         }
-        Ok(functions.len() < LIVEPATCHES)
+        Ok(true)
     })?;
-    Ok(functions)
+    Ok(Listed { entries: functions, cut: end.cut("functions with livepatches", LIVEPATCHES) })
 }

@@ -17,5 +17,6 @@ pub mod probes;
 pub mod running;
 pub mod sections;
 pub mod space;
+pub mod text_locks;
 pub mod trampolines;
 mod translations;

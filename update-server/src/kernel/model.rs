@@ -7,6 +7,7 @@ use super::livepatches::LivepatchLayout;
 use super::module_sites::ModuleTables;
 use super::probe_owners::OwnerLayout;
 use super::probes::ProbeLayout;
+use super::text_locks::{Unclear, text_locks};
 use super::trampolines::TrampolineLayout;
 use crate::addr::Gva;
 use crate::image::{Image, TypeError};
@@ -48,6 +49,7 @@ pub struct Model {
     pub(crate) trampolines: Option<TrampolineLayout>,
     pub(crate) module_tables: ModuleTables,
     pub(crate) livepatches: Option<LivepatchLayout>,
+    text_locks: Result<Vec<Gva>, Unclear>,
 }
 
 /// Symbols that are looked at.
@@ -74,8 +76,6 @@ pub(crate) struct Places {
     pub(crate) fork_return: Gva,
     /// What exceptions call to save the registers.
     pub(crate) saving: [Option<Gva>; 2],
-    /// The locks of those who change the kernel's text (`text_mutex`, `kprobe_mutex`), as far as the kernel has them.
-    pub(crate) text_locks: [Option<Gva>; 2],
     /// Where other processors than the first enter the kernel: the function and its end. It pushes the address that their
     /// idle tasks' stacks end with, rather than calling.
     pub(crate) secondary_start: (Gva, Gva),
@@ -109,7 +109,6 @@ impl Model {
             .map_or(secondary, |symbol| symbol.address);
         let symbols = Places {
             secondary_start: (secondary, secondary_end),
-            text_locks: ["text_mutex", "kprobe_mutex"].map(|name| one(name).ok()),
             saving: ["error_entry", "paranoid_entry"].map(|name| one(name).ok()),
             entry: one("entry_SYSCALL_64")?,
             init_task: one("init_task")?,
@@ -144,6 +143,7 @@ impl Model {
         let bpf = BpfLayout::of(image.types(), find);
         let module_tables = ModuleTables::of(image.types());
         let livepatches = LivepatchLayout::of(image.types(), find);
+        let text_locks = text_locks(image.symbols(), probes.is_some(), livepatches.is_some());
         Ok(Self {
             image,
             layout,
@@ -159,7 +159,13 @@ impl Model {
             trampolines,
             module_tables,
             livepatches,
+            text_locks,
         })
+    }
+
+    /// The locks of those who change the kernel's text. Without them nothing is written, but all the rest can be looked at.
+    pub fn text_locks(&self) -> Result<&[Gva], Unclear> {
+        self.text_locks.as_deref().map_err(|unclear| *unclear)
     }
 
     /// The image.

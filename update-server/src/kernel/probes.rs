@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::list::{Cut, Listed};
 use super::running::Running;
 use super::space::ReadError;
 use crate::addr::Gva;
@@ -94,19 +95,24 @@ impl ProbeLayout {
 }
 
 /// Every probe in the kernel's table, by address; none in a kernel that has no kprobes.
-pub fn probes(kernel: &Running<'_, impl Memory>) -> Result<Vec<Probe>, ReadError> {
-    let Some(layout) = &kernel.model().probes else { return Ok(Vec::new()) };
+pub fn probes(kernel: &Running<'_, impl Memory>) -> Result<Listed<Probe>, ReadError> {
+    let Some(layout) = &kernel.model().probes else { return Ok(Listed::nothing()) };
     let mut found = Vec::new();
+    let mut cut = None;
     for list in layout.lists(kernel) {
         let mut node = kernel.space().pointer(list)?;
-        while node.0 != 0 && found.len() < PROBES {
+        while node.0 != 0 {
+            if found.len() >= PROBES {
+                cut = Some(Cut { what: "probes", limit: PROBES });
+                break;
+            }
             found.push(probe(kernel, layout, node)?);
             node = kernel.space().pointer(node)?;
         }
     }
     found.sort_unstable_by_key(|probe| probe.at);
     found.dedup();
-    Ok(found)
+    Ok(Listed { entries: found, cut })
 }
 
 /// Whether one of `probes`, which are by address, may have rewritten the byte at `at`: the first byte of its instruction, or a

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::list::{Cut, Listed};
 use super::running::Running;
 use super::space::ReadError;
 use crate::addr::Gva;
@@ -52,12 +53,16 @@ pub struct Trampoline {
 }
 
 /// Every trampoline that is in use.
-pub fn trampolines(kernel: &Running<'_, impl Memory>) -> Result<Vec<Trampoline>, ReadError> {
-    let Some(layout) = kernel.model().trampolines else { return Ok(Vec::new()) };
+pub fn trampolines(kernel: &Running<'_, impl Memory>) -> Result<Listed<Trampoline>, ReadError> {
+    let Some(layout) = kernel.model().trampolines else { return Ok(Listed::nothing()) };
     let space = kernel.space();
     let mut found = Vec::new();
     let mut at = space.pointer(kernel.now(layout.list))?;
-    while at.0 != 0 && at != kernel.now(layout.end) && found.len() < TRAMPOLINES {
+    while at.0 != 0 && at != kernel.now(layout.end) {
+        if found.len() >= TRAMPOLINES {
+            let cut = Some(Cut { what: "users of ftrace", limit: TRAMPOLINES });
+            return Ok(Listed { entries: found, cut });
+        }
         let start = space.pointer(at.wrapping_add(layout.start))?;
         let bytes = space.u64(at.wrapping_add(layout.bytes))?;
         let full = space.u64(at.wrapping_add(layout.flags))? & layout.all_registers != 0;
@@ -65,5 +70,5 @@ pub fn trampolines(kernel: &Running<'_, impl Memory>) -> Result<Vec<Trampoline>,
         found.push(Trampoline { text: start..start.wrapping_add(bytes), copy_of });
         at = space.pointer(at.wrapping_add(layout.next))?;
     }
-    Ok(found)
+    Ok(Listed { entries: found, cut: None })
 }

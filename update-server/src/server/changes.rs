@@ -28,7 +28,10 @@ impl UpdateServer {
             return not_now(NotNow::TextChanges { by });
         }
         let livepatched = livepatched(kernel)?;
-        let is_livepatched = |function: &&Switched| livepatched.contains(&function.old.key(kernel));
+        if let Some(cut) = livepatched.cut.or(loaded.more_probes()) {
+            return not_now(NotNow::Cut(cut));
+        }
+        let is_livepatched = |function: &&Switched| livepatched.entries.contains(&function.old.key(kernel));
         if let Some(function) = functions.iter().find(is_livepatched) {
             return not_now(NotNow::Livepatched { function: function.old.name.clone() });
         }
@@ -55,6 +58,9 @@ impl UpdateServer {
         let id = prepared.id;
         if let Some(by) = quiet::text_changer(kernel)? {
             return not_now(NotNow::TextChanges { by });
+        }
+        if let Some(cut) = loaded.more_probes() {
+            return not_now(NotNow::Cut(cut));
         }
         let mut edits = Vec::new();
         for Switched { old, .. } in &self.entry(id)?.switched {

@@ -3,9 +3,12 @@
 use super::patch::{PatchId, State};
 use crate::addr::Gva;
 use crate::journal::JournalError;
+use crate::kernel::list::Cut;
 use crate::kernel::space::ReadError;
+use crate::kernel::text_locks::Unclear;
 use crate::phases::loaded_module::LoadedModuleError;
 use crate::phases::patch_module::ModuleError;
+use crate::phases::quiet::QuietError;
 use crate::phases::rewrite::TextError;
 use crate::phases::stack_check::Holder;
 
@@ -96,12 +99,24 @@ pub enum Refusal {
         /// The other patch.
         by: String,
     },
+    /// Whether the guest changes its own text cannot be told.
+    #[error(transparent)]
+    Unclear(#[from] Unclear),
     /// The bytes could not be changed.
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// The guest's memory cannot be followed.
     #[error("the kernel's data cannot be followed: {0}")]
     Unreadable(#[from] ReadError),
+}
+
+impl From<QuietError> for Refusal {
+    fn from(error: QuietError) -> Self {
+        match error {
+            QuietError::Unclear(unclear) => unclear.into(),
+            QuietError::Unreadable(error) => error.into(),
+        }
+    }
 }
 
 /// Holders that are named; the rest is counted.
@@ -131,6 +146,9 @@ pub enum NotNow {
         /// The function.
         function: String,
     },
+    /// The guest has more of what changes its text than is looked at: what is not looked at may be in the way.
+    #[error("{0}; what is behind that may be in the way")]
+    Cut(Cut),
     /// A module whose functions are patched has been taken away, or is about to be.
     #[error("module {module} is being unloaded, or has been loaded again")]
     ModuleChanges {

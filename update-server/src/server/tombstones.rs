@@ -13,6 +13,7 @@ use crate::addr::Gva;
 use crate::census::Census;
 use crate::guest::{Memory, Paused};
 use crate::journal::{Edit, Journal};
+use crate::kernel::list::Listed;
 use crate::kernel::probes::{Probe, probes};
 use crate::kernel::running::Running;
 use crate::phases::place::OldFunction;
@@ -140,7 +141,10 @@ impl UpdateServer {
         if patient && let Some(by) = quiet::text_changer(kernel)? {
             return not_now(NotNow::TextChanges { by });
         }
-        let probes = probes(kernel)?;
+        let Listed { entries: probes, cut } = probes(kernel)?;
+        if let Some(cut) = cut {
+            return not_now(NotNow::Cut(cut));
+        }
         refuse_probes(kernel, &met.old, &probes)?;
         let is_theirs = |filled: &Filled| filled.by.iter().any(|id| patches.contains(id));
         let is_free = |filled: &Filled| refuse_probes(kernel, &filled.old, &probes).is_ok();
