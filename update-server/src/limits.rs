@@ -61,6 +61,13 @@ pub const TASKS: usize = bound(1 << 18, 32);
 /// those. A guest that makes up many processes with one list of threads would have it followed for each.
 pub const TASK_LINKS: u64 = 2 * TASKS as u64;
 
+/// Frames in the code of one patch that are followed until they are left: one for each task that there may be, 25 MiB of them. If
+/// there are more, that is a doubt, which counts against the patch.
+pub const HOLDERS: usize = bound(TASKS, 16);
+
+/// Doubts of one look at all stacks that are put into words: whoever reads as many knows that something is wrong with the guest.
+pub const DOUBTS: usize = 32;
+
 /// Frames of one stack. A kernel stack has 16 KiB, and a frame at least 8 bytes.
 pub const FRAMES: usize = 2048;
 

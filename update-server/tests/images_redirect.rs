@@ -245,7 +245,7 @@ fn stubs_are_in_use_until_their_frames_return() {
         // Rolled back, they are what is left of the patch.
         let leaving = bench.roll_back(id);
         assert_eq!(stubs(&leaving), taken, "{name}: {leaving:?}");
-        assert!(leaving.holders.iter().all(|holder| holder.function == "told"), "{name}");
+        assert!(leaving.holders.iter().all(|holder| &*holder.function == "told"), "{name}");
         assert_eq!(bench.presence(id), leaving, "{name}");
         // Applied again, they are inside once more, and leave as they would have.
         let ram = bench.guest.ram();

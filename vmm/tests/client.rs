@@ -170,9 +170,16 @@ fn every_verb_prints_for_people_and_for_programs() {
         ),
         ("text-check", "  __mcount_loc        2 sites        10 bytes\ndiffering for no known reason:"),
         ("text-check", "  schedule+0x10/0x20: cc instead of 90"),
-        ("list", "  1  one  closed for new calls, 1 thread in old code (redirected)\n"),
+        (
+            "list",
+            "  1  one  closed for new calls, 30000 threads in old code (1 redirected, 29999 watched), 9 stacks",
+        ),
         ("status", "taint      4096: a module from outside its source was loaded\npatch 1    one: mends"),
-        ("status", "       17 sleepy, in do_sys_poll for 5 s\n            schedule+0x10/0x20\n"),
+        (
+            "status",
+            "       17 sleepy, in do_sys_poll for 5 s\n            schedule+0x10/0x20\n            and 440 more\n",
+        ),
+        ("status", " more\n          and 29999 more\n  ? the stack ends\n  ? and 8 more\n"),
         ("power-button", "the guest decides"),
         ("shutdown", "ends now"),
         ("openapi", "\"openapi\": \"3.1.0\""),

@@ -3,6 +3,9 @@
 //! Their number only falls. Whether one may have left is seen without a pause: a task that has not run since is where it was.
 //! Those whose return is redirected (`redirect.rs`) tell by themselves. That the last has left is believed to a census alone.
 
+use std::sync::Arc;
+
+use super::doubts::Doubts;
 use super::stack_check::{Holder, Presence};
 use crate::addr::Gva;
 use crate::guest::Memory;
@@ -12,7 +15,7 @@ use crate::kernel::running::Running;
 #[derive(Debug, Clone, Default)]
 pub struct Draining {
     holders: Vec<Holder>,
-    doubts: Vec<String>,
+    doubts: Doubts,
 }
 
 impl Draining {
@@ -27,7 +30,7 @@ impl Draining {
     }
 
     /// What is not proven of others.
-    pub fn doubts(&self) -> &[String] {
+    pub fn doubts(&self) -> &Doubts {
         &self.doubts
     }
 
@@ -58,7 +61,8 @@ impl Draining {
     /// Whether another census could find fewer of them, in a guest that may run. One that cannot be read says yes: its task may
     /// have ended.
     pub fn may_have_left(&self, kernel: &Running<'_, impl Memory>) -> bool {
-        let moved = |holder: &Holder| holder.task.has_run(kernel).unwrap_or(true);
-        !self.doubts.is_empty() || self.holders.is_empty() || self.holders.iter().any(moved)
+        let mut tasks = self.holders.chunk_by(|one, next| Arc::ptr_eq(&one.task, &next.task));
+        let moved = |holders: &[Holder]| holders[0].task.has_run(kernel).unwrap_or(true);
+        !self.doubts.is_empty() || self.holders.is_empty() || tasks.any(moved)
     }
 }

@@ -17,6 +17,7 @@
 //! | [`unused`] | whether the module is unused, so that it can go |
 
 pub mod admit;
+pub mod doubts;
 pub mod drain;
 pub mod escape;
 pub mod link;

@@ -6,6 +6,7 @@ use crate::journal::JournalError;
 use crate::kernel::list::Cut;
 use crate::kernel::space::ReadError;
 use crate::kernel::text_locks::Unclear;
+use crate::phases::doubts::Doubts;
 use crate::phases::loaded_module::LoadedModuleError;
 use crate::phases::patch_module::ModuleError;
 use crate::phases::quiet::QuietError;
@@ -131,6 +132,10 @@ fn names(holders: &[Holder]) -> String {
     names.join(", ")
 }
 
+fn first(doubts: &Doubts) -> &str {
+    doubts.told().first().map_or("", |doubt| doubt)
+}
+
 /// Why a patch cannot be applied or rolled back at this moment. Nothing in the guest was changed; a moment later it may work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotNow {
@@ -192,10 +197,10 @@ pub enum NotNow {
         holders: Vec<Holder>,
     },
     /// Not everybody's whereabouts are proven.
-    #[error("of {} stacks not everything is proven: {}", doubts.len(), doubts[0])]
+    #[error("of {} stacks not everything is proven: {}", doubts.len(), first(doubts))]
     Doubt {
         /// What is not; at least one.
-        doubts: Vec<String>,
+        doubts: Doubts,
     },
     /// The guest has put a probe on the jump, which would be lost.
     #[error("a probe is on the jump at {at} in {function}, and is of {owners}; it must be removed first")]

@@ -165,9 +165,7 @@ impl UpdateServer {
 fn found(loaded: &Loaded, name: &str) -> Result<Option<Arc<Module>>, Box<SwitchError>> {
     let found = loaded.modules.iter().find(|module| module.name == name);
     match loaded.doubts() {
-        [_, ..] if found.is_none() => {
-            not_now(NotNow::Doubt { doubts: loaded.doubts().iter().map(ToString::to_string).collect() })
-        }
+        [_, ..] if found.is_none() => not_now(NotNow::Doubt { doubts: loaded.doubts().iter().collect() }),
         _ => Ok(found.cloned()),
     }
 }

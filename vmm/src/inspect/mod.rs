@@ -262,7 +262,7 @@ pub fn sections(
     sections::sections(&Running::at(model, memory, place), module).map(BTreeMap::from_iter)
 }
 
-/// Who is in code that is on its way out, with names and stacks. The guest may run again.
+/// Who is in code that is on its way out, the first of them with names and stacks. The guest may run again.
 pub fn holders(
     model: &Model,
     memory: &GuestBytes<'_>,

@@ -1,5 +1,6 @@
 //! What was found in the guest's kernel, as the control API tells it.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use update_server::addr::Gva;
@@ -16,6 +17,11 @@ use crate::control::model::{
     Difference, Effort, FrameInfo, HolderInfo, StackInfo, StackReport, SymbolInfo, SymbolReport, TaskInfo,
     TaskReport, TextReport, TextShare,
 };
+
+/// Holders that are described: nobody reads more, and all tasks of a guest may sleep in a function that is patched.
+const HOLDERS: usize = 64;
+/// Frames of each that are: a system call has some 10 to 50, and the 16 KiB of a stack that somebody has made up have 2,000.
+const FRAMES: usize = 64;
 
 pub(super) fn stacks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> StackReport {
     let code = Code::new(kernel, &census.loaded);
@@ -35,18 +41,30 @@ pub(super) fn holders<M: Memory>(
     holders: &[Holder],
 ) -> Vec<HolderInfo> {
     let code = Code::new(kernel, &census.loaded);
-    let name = |frame: &Frame| code.name(frame.address, frame.behind_call);
-    let info = |holder: &Holder| {
-        let stack = census.stacks().find(|stack| stack.task.address == holder.task.address);
-        HolderInfo {
-            pid: holder.task.pid,
-            comm: holder.task.comm.clone(),
-            function: holder.function.clone(),
-            for_ms: 0,
-            stack: stack.map(|stack| stack.frames.iter().map(name).collect()).unwrap_or_default(),
-        }
+    described(holders, census.stacks(), |frame| code.name(frame.address, frame.behind_call))
+}
+
+/// The first of `holders`, with what `stacks` has of theirs. Of one task's frames each has the same list.
+fn described<'c>(
+    holders: &[Holder],
+    stacks: impl Iterator<Item = &'c Arc<Stack>>,
+    name: impl Fn(&Frame) -> String,
+) -> Vec<HolderInfo> {
+    let holders = || holders.iter().take(HOLDERS);
+    let wanted: HashSet<Gva> = holders().map(|holder| holder.task.address).collect();
+    let named = |stack: &Arc<Stack>| {
+        let names: Arc<[String]> = stack.frames.iter().take(FRAMES).map(&name).collect();
+        (stack.task.address, (names, stack.frames.len().saturating_sub(FRAMES) as u64))
     };
-    holders.iter().map(info).collect()
+    let stacks = stacks.filter(|stack| wanted.contains(&stack.task.address));
+    let stacks: HashMap<Gva, (Arc<[String]>, u64)> = stacks.map(named).collect();
+    let info = |holder: &Holder| {
+        let (stack, more_frames) = stacks.get(&holder.task.address).cloned().unwrap_or_default();
+        let Task { pid, comm, .. } = &*holder.task;
+        let function = holder.function.to_string();
+        HolderInfo { pid: *pid, comm: comm.clone(), function, for_ms: 0, stack, more_frames }
+    };
+    holders().map(info).collect()
 }
 
 pub(super) fn tasks<M: Memory>(kernel: &Running<'_, M>, census: &Census) -> TaskReport {
@@ -166,5 +184,69 @@ fn task(task: &Task, found: Found) -> TaskInfo {
         has_run: found != Found::New,
         switches: task.switches,
         started_ns: task.start_time,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use update_server::census::Activity;
+    use update_server::phases::place::Position;
+
+    fn task(number: u32) -> Task {
+        Task {
+            address: Gva(u64::from(number) << 12),
+            stack: Gva(0),
+            sp: Gva(0),
+            pid: number,
+            tgid: number,
+            comm: format!("task {number}"),
+            kernel_thread: false,
+            activity: Activity::Sleeping,
+            switches: 1,
+            start_time: 1,
+            idle_of: None,
+        }
+    }
+
+    fn stack(number: u32, frames: usize) -> Arc<Stack> {
+        let frame = |index| Frame { address: Gva(index as u64), slot: None, behind_call: true, stub: None };
+        let frames = (0..frames).map(frame).collect();
+        Arc::new(Stack { task: task(number), found: Found::SwitchedOut, frames, outcome: Outcome::Complete })
+    }
+
+    fn holder(task: &Arc<Task>) -> Holder {
+        Holder {
+            task: Arc::clone(task),
+            function: "old".into(),
+            address: Gva(0),
+            slot: None,
+            position: Position::Inside,
+            leave: None,
+        }
+    }
+
+    fn name(frame: &Frame) -> String {
+        frame.address.0.to_string()
+    }
+
+    #[test]
+    fn of_a_made_up_stack_the_first_frames_are_named_once() {
+        let forger = Arc::new(task(1));
+        let holders = vec![holder(&forger); 500];
+        let shown = described(&holders, [stack(2, 3), stack(1, 500)].iter(), name);
+        assert_eq!(shown.len(), HOLDERS);
+        assert_eq!((shown[0].stack.len(), shown[0].more_frames), (FRAMES, 500 - FRAMES as u64));
+        assert_eq!((&*shown[0].stack[0], &*shown[0].stack[1]), ("0", "1"));
+        assert!(shown.iter().all(|one| Arc::ptr_eq(&one.stack, &shown[0].stack)));
+    }
+
+    #[test]
+    fn each_holder_has_its_own_tasks_stack() {
+        let (one, two, gone) = (Arc::new(task(1)), Arc::new(task(2)), Arc::new(task(3)));
+        let holders = [holder(&two), holder(&gone), holder(&one)];
+        let shown = described(&holders, [stack(1, 1), stack(2, FRAMES)].iter(), name);
+        let found: Vec<_> = shown.iter().map(|one| (&*one.comm, one.stack.len(), one.more_frames)).collect();
+        assert_eq!(found, [("task 2", FRAMES, 0), ("task 3", 0, 0), ("task 1", 1, 0)]);
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn look(
         // What is in doubt of a guest that runs is of no interest as long as somebody is there for certain.
         // Nor is who is there for certain, when all have told that they leave: somebody may be half-way.
         Presence { holders, .. } if !holders.is_empty() && !draining.is_over() => {
-            (Presence { holders, doubts: Vec::new() }, known.census())
+            (Presence { holders, ..Presence::default() }, known.census())
         }
         _ => {
             let (presence, _) = pausing(access, |model, guest| {
@@ -65,7 +65,7 @@ pub(super) fn look(
     Ok(Left::These(Draining::of(presence), shown))
 }
 
-/// Holders with names and stacks.
+/// The first of `holders` with names and stacks.
 pub(super) fn shown(
     access: &dyn Access,
     generation: &Generation,

@@ -96,7 +96,7 @@ impl Owner {
                 job.go(if applying { Step::Applying(next) } else { Step::RollingBack(next) }, Some(why));
                 if let Some(census) = census {
                     let shown = drain::shown(&*self.access, &job.generation, &census, &holders);
-                    let draining = Draining::of(Presence { holders, doubts: Vec::new() });
+                    let draining = Draining::of(Presence { holders, ..Presence::default() });
                     job.show_holders(draining, shown.unwrap_or_default());
                 }
             }

@@ -1,10 +1,13 @@
 //! One patch on its way.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use update_server::addr::Gva;
 use update_server::kernel::generation::Generation;
 use update_server::phases::drain::Draining;
+use update_server::phases::stack_check::Holder;
 use update_server::server::PatchId;
 
 use super::admission::{Admitted, Origin};
@@ -18,13 +21,19 @@ struct Ended {
     why: String,
 }
 
-/// Since when somebody has been seen somewhere.
-#[derive(Debug, Clone)]
+/// A task that was seen in a function.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Seen {
-    task: u64,
+    task: Gva,
     began: u64,
-    function: String,
-    since: Instant,
+    function: Arc<str>,
+}
+
+impl Seen {
+    fn of(holder: &Holder) -> Self {
+        let (task, began) = (holder.task.address, holder.task.start_time);
+        Self { task, began, function: Arc::clone(&holder.function) }
+    }
 }
 
 /// A patch, from when it was admitted on.
@@ -50,8 +59,10 @@ pub(super) struct Job {
     step: Step,
     ended: Option<Ended>,
     since: Instant,
+    /// The first of those who are left, as they are to be shown.
     holders: Vec<HolderInfo>,
-    seen: Vec<Seen>,
+    /// Since when each of those who are left has been seen.
+    seen: HashMap<Seen, Instant>,
 }
 
 impl Job {
@@ -79,7 +90,7 @@ impl Job {
             ended: None,
             since: Instant::now(),
             holders: Vec::new(),
-            seen: Vec::new(),
+            seen: HashMap::new(),
         }
     }
 
@@ -120,7 +131,7 @@ impl Job {
         if !matches!(step, Step::Draining(_) | Step::Leaving(_)) {
             self.draining = Draining::default();
             self.holders = Vec::new();
-            self.seen = Vec::new();
+            self.seen = HashMap::new();
         }
         self.step = step;
         self.why = why;
@@ -152,34 +163,27 @@ impl Job {
         })
     }
 
-    /// Who is left, as they are to be shown.
-    pub(super) fn show_holders(&mut self, draining: Draining, mut shown: Vec<HolderInfo>) {
-        let mut seen = Vec::new();
-        for (holder, shown) in draining.holders().iter().zip(&mut shown) {
-            let known = self.seen.iter().find(|seen| {
-                (seen.task, seen.began, &*seen.function)
-                    == (holder.task.address.0, holder.task.start_time, &*holder.function)
-            });
-            let since = known.map_or_else(Instant::now, |known| known.since);
-            shown.for_ms = milliseconds(since);
-            seen.push(Seen {
-                task: holder.task.address.0,
-                began: holder.task.start_time,
-                function: holder.function.clone(),
-                since,
-            });
-        }
-        (self.draining, self.seen, self.holders) = (draining, seen, shown);
+    /// Who is left, and the first of them as they are to be shown.
+    pub(super) fn show_holders(&mut self, draining: Draining, shown: Vec<HolderInfo>) {
+        let now = Instant::now();
+        let known = std::mem::take(&mut self.seen);
+        let seen = draining.holders().iter().map(Seen::of);
+        self.seen = seen
+            .map(|seen| {
+                let since = *known.get(&seen).unwrap_or(&now);
+                (seen, since)
+            })
+            .collect();
+        (self.draining, self.holders) = (draining, shown);
     }
 
     /// Somebody has come through the stub at `stub`. If he was the last here, that is confirmed at once.
     pub(super) fn passed(&mut self, stub: Gva) {
         let places = self.draining.passed(stub);
         for place in places.iter().rev().copied() {
-            // Those whose names could not be read are not shown.
-            if place < self.seen.len() && place < self.holders.len() {
+            // The rest is not shown, nor are those whose names could not be read.
+            if place < self.holders.len() {
                 self.holders.remove(place);
-                self.seen.remove(place);
             }
         }
         let (Step::Draining(looks) | Step::Leaving(looks)) = &mut self.step else { return };
@@ -196,10 +200,12 @@ impl Job {
 
     /// All that is to be shown.
     pub(super) fn info(&self) -> PatchInfo {
+        let left = self.draining.holders();
         let mut holders = self.holders.clone();
-        for (shown, seen) in holders.iter_mut().zip(&self.seen) {
-            shown.for_ms = milliseconds(seen.since);
+        for (shown, holder) in holders.iter_mut().zip(left) {
+            shown.for_ms = self.seen.get(&Seen::of(holder)).copied().map_or(0, milliseconds);
         }
+        let doubts = self.draining.doubts();
         PatchInfo {
             id: self.id.0,
             name: self.name().to_owned(),
@@ -222,8 +228,10 @@ impl Job {
             redirected: u32::try_from(self.draining.redirected()).unwrap_or(u32::MAX),
             told: self.told,
             looks: self.looks,
+            more_holders: left.len().saturating_sub(holders.len()) as u64,
             holders,
-            doubts: self.draining.doubts().to_vec(),
+            doubts: doubts.told().to_vec(),
+            more_doubts: doubts.more() as u64,
         }
     }
 }

@@ -194,8 +194,12 @@ impl MachineControl for Scripted {
             comm: "sleepy".into(),
             function: "do_sys_poll".into(),
             for_ms: 5000,
-            stack: vec!["schedule+0x10/0x20".into()],
+            stack: ["schedule+0x10/0x20".to_owned()].into(),
+            more_frames: 440,
         });
+        drained.more_holders = 29_999;
+        drained.doubts.push("the stack ends".into());
+        drained.more_doubts = 8;
         drained.redirected = 1;
         PatchList { revision: 3, agent: None, taint: Some(4096), patches: vec![drained] }
     }
@@ -226,10 +230,12 @@ pub(crate) fn patch(id: u32, name: String, state: PatchState) -> PatchInfo {
         paused_us: 1500,
         tombstones: 0,
         holders: Vec::new(),
+        more_holders: 0,
         redirected: 0,
         told: 0,
         looks: 0,
         doubts: Vec::new(),
+        more_doubts: 0,
     }
 }
 

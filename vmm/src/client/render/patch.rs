@@ -25,17 +25,18 @@ pub(in crate::client) fn progress(patch: &PatchInfo) -> String {
 
 fn state(patch: &PatchInfo) -> String {
     let left = |code: &str| {
-        let threads = match patch.holders.len() {
+        let all = patch.holders.len() as u64 + patch.more_holders;
+        let threads = match all {
             0 => String::new(),
             1 => format!(", 1 thread in {code} code"),
             threads => format!(", {threads} threads in {code} code"),
         };
-        let threads = match (patch.redirected as usize, patch.holders.len()) {
-            (0, _) => threads,
-            (redirected, all) if redirected >= all => format!("{threads} (redirected)"),
-            (redirected, all) => format!("{threads} ({redirected} redirected, {} watched)", all - redirected),
+        let threads = match u64::from(patch.redirected) {
+            0 => threads,
+            redirected if redirected >= all => format!("{threads} (redirected)"),
+            redirected => format!("{threads} ({redirected} redirected, {} watched)", all - redirected),
         };
-        match patch.doubts.len() {
+        match patch.doubts.len() as u64 + patch.more_doubts {
             0 => threads,
             doubts => format!("{threads}, {doubts} stacks not proven"),
         }
@@ -112,17 +113,24 @@ fn patch(text: &mut String, patch: &PatchInfo) {
     if patch.tombstones > 0 {
         let _ = writeln!(text, "tombstones {} bytes of old code are filled with traps", patch.tombstones);
     }
-    for HolderInfo { pid, comm, function, for_ms, stack } in &patch.holders {
+    for HolderInfo { pid, comm, function, for_ms, stack, more_frames } in &patch.holders {
         let _ = writeln!(text, "  {pid:>7} {comm}, in {function} for {}", time(*for_ms));
         for frame in stack.iter().take(FRAMES) {
             let _ = writeln!(text, "            {frame}");
         }
-        if stack.len() > FRAMES {
-            let _ = writeln!(text, "            and {} more", stack.len() - FRAMES);
+        let more = stack.len().saturating_sub(FRAMES) as u64 + more_frames;
+        if more > 0 {
+            let _ = writeln!(text, "            and {more} more");
         }
+    }
+    if patch.more_holders > 0 {
+        let _ = writeln!(text, "          and {} more", patch.more_holders);
     }
     for doubt in &patch.doubts {
         let _ = writeln!(text, "  ? {doubt}");
+    }
+    if patch.more_doubts > 0 {
+        let _ = writeln!(text, "  ? and {} more", patch.more_doubts);
     }
 }
 

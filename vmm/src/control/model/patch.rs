@@ -1,8 +1,9 @@
 //! Patches, as they go over the wire.
 
 use std::fmt;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 /// What a patch is doing.
@@ -102,16 +103,20 @@ pub struct PatchInfo {
     pub paused_us: u64,
     /// Bytes of old code that are filled with traps.
     pub tombstones: u64,
-    /// Who is in code that is on its way out, or in the way.
+    /// Who is in code that is on its way out, or in the way: the first of them.
     pub holders: Vec<HolderInfo>,
+    /// How many of them there are besides.
+    pub more_holders: u64,
     /// How many of their frames tell the host by themselves when they are left: their returns are redirected.
     pub redirected: u32,
     /// How many have told so since its functions were last switched.
     pub told: u32,
     /// How often it was looked at who is left, since then.
     pub looks: u32,
-    /// Stacks of which it is not known whether they are.
+    /// Stacks of which it is not known whether they are: the first of them.
     pub doubts: Vec<String>,
+    /// How many of them there are besides.
+    pub more_doubts: u64,
 }
 
 /// A thread in code that is on its way out.
@@ -125,8 +130,22 @@ pub struct HolderInfo {
     pub function: String,
     /// For how long it has been seen there, in milliseconds.
     pub for_ms: u64,
-    /// Its stack, from the innermost frame out.
-    pub stack: Vec<String>,
+    /// Its stack, from the innermost frame out: the first frames.
+    #[serde(serialize_with = "shared", deserialize_with = "own")]
+    #[schema(value_type = Vec<String>)]
+    pub stack: Arc<[String]>,
+    /// How many frames come behind these.
+    pub more_frames: u64,
+}
+
+/// Writes a list that others have, too.
+fn shared<S: Serializer>(list: &Arc<[String]>, serializer: S) -> Result<S::Ok, S::Error> {
+    list[..].serialize(serializer)
+}
+
+/// Reads one that nobody else has yet.
+fn own<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[String]>, D::Error> {
+    Vec::deserialize(deserializer).map(Arc::from)
 }
 
 /// The agent in the guest.
