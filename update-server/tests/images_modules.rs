@@ -13,7 +13,7 @@ use made_up_module::{CODE, FUNCTION, HOLES, LEN, MadeUp, NAME, PLACE, SITES, at,
 use patch_module::{InGuest, in_guests, put, resolve};
 use small_guest::{Guest, physical, random};
 use update_server::addr::{Gpa, Gva};
-use update_server::census::{self, Census};
+use update_server::census::{self, Census, Code};
 use update_server::guest::{Memory, Paused};
 use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
@@ -196,6 +196,28 @@ fn whoever_sleeps_in_a_modules_function_is_known() {
         // Where the module was, another one may be: its tasks are none of ours.
         bench.made_up().listed(false);
         assert_eq!(presence(&bench).holders, [], "{name}");
+    });
+}
+
+#[test]
+fn what_a_guest_calls_things_does_nothing_to_a_terminal() {
+    bench("what_a_guest_calls_things_does_nothing_to_a_terminal", |name, bench| {
+        let task = bench.census().stacks().next().unwrap().task.address;
+        let comm = bench.model.image().types().offset("task_struct", "comm").unwrap();
+        put(&bench.guest, task.wrapping_add(comm), b"\x1b]0;it's\x07\xff\\\0");
+        let long = "\u{1b}".repeat(512);
+        bench.made_up().symbols(&[("small_work", at(0)), ("\u{1b}[2J", function()), (&long, at(0x200))]);
+        let census = census::take(&bench.kernel(), &bench.guest).unwrap();
+        let stack = census.stacks().find(|stack| stack.task.address == task).unwrap();
+        assert_eq!(stack.task.comm, "\\u{1b}]0;it's\\u{7}\\xff\\\\", "{name}");
+        let kernel = bench.kernel();
+        let code = Code::new(&kernel, &census.loaded);
+        assert_eq!(code.name(function(), false), "\\u{1b}[2J+0x0/0x100 [small]", "{name}");
+        // No more room than others, and names that are looked for are found.
+        let symbols = &census.loaded.modules[0].symbols;
+        assert!(symbols.iter().all(|symbol| symbol.name.len() <= 512), "{name}");
+        assert_eq!(symbols.only("small_work").unwrap().address, at(0), "{name}");
+        assert!(symbols.only("\u{1b}[2J").is_none(), "{name}");
     });
 }
 

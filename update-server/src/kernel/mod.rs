@@ -17,6 +17,7 @@ pub mod probes;
 pub mod running;
 pub mod sections;
 pub mod space;
+mod text;
 pub mod text_locks;
 pub mod trampolines;
 mod translations;

@@ -14,6 +14,9 @@ use crate::guest::Memory;
 use crate::image::{ImageError, OrcTable, Symbols, SymbolsBuilder};
 use crate::limits::{MODULE_BYTES, MODULE_NAME_BYTES, MODULE_ORCS, MODULE_SYMBOLS, MODULES};
 
+/// Bytes of a symbol's name: `KSYM_NAME_LEN` (include/linux/kallsyms.h, 6.1 and 6.12).
+const SYMBOL_BYTES: usize = 512;
+
 /// `MODULE_STATE_*` (include/linux/module.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModuleState {
@@ -304,7 +307,9 @@ fn symbols(kernel: &Running<'_, impl Memory>, at: Gva, left: &mut Room) -> Resul
         if !defined || value == 0 {
             continue;
         }
-        let name = space.text(strings.wrapping_add(u64::from(name)), 512)?;
+        let mut name = space.text(strings.wrapping_add(u64::from(name)), SYMBOL_BYTES)?;
+        // One that is longer has escapes in it, and takes no more room for them.
+        name.truncate(name.floor_char_boundary(SYMBOL_BYTES));
         // STT_FUNC, STB_LOCAL.
         let kind = match (info & 0xf, info >> 4) {
             (2, 0) => 't',

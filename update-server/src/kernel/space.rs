@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::paging::{PageTables, Unmapped};
+use super::text;
 use super::translations::Translations;
 use crate::addr::{Gpa, Gva};
 use crate::bytes::u64_at;
@@ -94,7 +95,8 @@ impl<'m, M: Memory> AddressSpace<'m, M> {
         self.u64(at).map(Gva)
     }
 
-    /// Text that ends with a zero byte, or at `max` bytes; what is no UTF-8 in it is replaced.
+    /// Text that ends with a zero byte, or at `max` bytes. It can be shown as it is: what a terminal would act on is escaped, so that
+    /// it may be longer than what is read.
     pub fn text(&self, at: Gva, max: usize) -> Result<String, ReadError> {
         let mut bytes = vec![0; max.min(TEXT_BYTES)];
         // It may end close to the end of what is mapped.
@@ -107,7 +109,7 @@ impl<'m, M: Memory> AddressSpace<'m, M> {
                 break;
             }
         }
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        Ok(text::shown(&bytes))
     }
 }
 

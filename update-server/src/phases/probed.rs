@@ -20,7 +20,7 @@ pub(super) fn owners(kernel: &Running<'_, impl Memory>, loaded: &Loaded, at: Gva
         .into_iter()
         .map(|owner| match owner {
             ProbeOwner::Event(event) => of_event(event),
-            ProbeOwner::Handler(at) => format!("the handler {}", shown(&code.name(at, false))),
+            ProbeOwner::Handler(at) => format!("the handler {}", code.name(at, false)),
         })
         .collect();
     words.join(" and of ")
@@ -28,12 +28,10 @@ pub(super) fn owners(kernel: &Running<'_, impl Memory>, loaded: &Loaded, at: Gva
 
 fn of_event(event: Event) -> String {
     let Event { name, is_listed, programs, tasks } = event;
-    let name = shown(&name);
     let mut words =
         if is_listed { format!("the event {name} of tracefs") } else { format!("perf's event {name}") };
     let list = |named: Vec<(u32, String)>| {
-        let named: Vec<_> =
-            named.into_iter().map(|(number, name)| format!("{} ({number})", shown(&name))).collect();
+        let named: Vec<_> = named.into_iter().map(|(number, name)| format!("{name} ({number})")).collect();
         named.join(", ")
     };
     if !programs.is_empty() {
@@ -43,9 +41,4 @@ fn of_event(event: Event) -> String {
         words = format!("{words}, opened by {}", list(tasks));
     }
     words
-}
-
-/// What a guest calls something may hold anything.
-fn shown(text: &str) -> String {
-    text.escape_debug().to_string()
 }
