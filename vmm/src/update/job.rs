@@ -1,16 +1,14 @@
 //! One patch on its way.
 
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use update_server::addr::Gva;
 use update_server::kernel::generation::Generation;
 use update_server::phases::drain::Draining;
-use update_server::phases::stack_check::Holder;
 use update_server::server::PatchId;
 
 use super::admission::{Admitted, Origin};
+use super::sightings::Sightings;
 use super::step::{Looks, Step};
 use crate::control::model::{HolderInfo, PatchInfo, PatchState};
 
@@ -19,21 +17,6 @@ use crate::control::model::{HolderInfo, PatchInfo, PatchState};
 struct Ended {
     state: PatchState,
     why: String,
-}
-
-/// A task that was seen in a function.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Seen {
-    task: Gva,
-    began: u64,
-    function: Arc<str>,
-}
-
-impl Seen {
-    fn of(holder: &Holder) -> Self {
-        let (task, began) = (holder.task.address, holder.task.start_time);
-        Self { task, began, function: Arc::clone(&holder.function) }
-    }
 }
 
 /// A patch, from when it was admitted on.
@@ -62,7 +45,7 @@ pub(super) struct Job {
     /// The first of those who are left, as they are to be shown.
     holders: Vec<HolderInfo>,
     /// Since when each of those who are left has been seen.
-    seen: HashMap<Seen, Instant>,
+    seen: Sightings,
 }
 
 impl Job {
@@ -90,7 +73,7 @@ impl Job {
             ended: None,
             since: Instant::now(),
             holders: Vec::new(),
-            seen: HashMap::new(),
+            seen: Sightings::default(),
         }
     }
 
@@ -131,7 +114,7 @@ impl Job {
         if !matches!(step, Step::Draining(_) | Step::Leaving(_)) {
             self.draining = Draining::default();
             self.holders = Vec::new();
-            self.seen = HashMap::new();
+            self.seen = Sightings::default();
         }
         self.step = step;
         self.why = why;
@@ -165,15 +148,7 @@ impl Job {
 
     /// Who is left, and the first of them as they are to be shown.
     pub(super) fn show_holders(&mut self, draining: Draining, shown: Vec<HolderInfo>) {
-        let now = Instant::now();
-        let known = std::mem::take(&mut self.seen);
-        let seen = draining.holders().iter().map(Seen::of);
-        self.seen = seen
-            .map(|seen| {
-                let since = *known.get(&seen).unwrap_or(&now);
-                (seen, since)
-            })
-            .collect();
+        self.seen.renew(draining.holders(), Instant::now());
         (self.draining, self.holders) = (draining, shown);
     }
 
@@ -203,7 +178,7 @@ impl Job {
         let left = self.draining.holders();
         let mut holders = self.holders.clone();
         for (shown, holder) in holders.iter_mut().zip(left) {
-            shown.for_ms = self.seen.get(&Seen::of(holder)).copied().map_or(0, milliseconds);
+            shown.for_ms = self.seen.since(holder).map_or(0, milliseconds);
         }
         let doubts = self.draining.doubts();
         PatchInfo {

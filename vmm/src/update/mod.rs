@@ -20,6 +20,7 @@
 //! | `stubs.rs` | what vCPUs see of frames that tell the host by themselves that they leave |
 //! | `tombstones.rs` | old code that is filled with traps, and emptied when somebody comes to one |
 //! | `drain.rs` | the wait for those who are left in old code |
+//! | `sightings.rs` | since when they have been seen there |
 //! | `removal.rs` | the way to a guest without a patch's module |
 //! | `board.rs` | what everybody may read of it |
 
@@ -35,6 +36,7 @@ mod keys;
 mod linking;
 mod owner;
 mod removal;
+mod sightings;
 mod step;
 mod stubs;
 mod switch;
