@@ -61,17 +61,89 @@ impl Board {
         self.revision.subscribe()
     }
 
-    /// Writes what is new.
+    /// Writes what there is. It is told if it says something new.
     pub fn show(&self, agent: Option<AgentInfo>, taint: Option<u64>, patches: Vec<PatchInfo>) {
         let mut shown = self.lock();
-        let revision = shown.list.revision + 1;
+        let known = &shown.list;
+        let is_known = known.agent == agent && known.taint == taint && say_the_same(&known.patches, &patches);
+        let revision = known.revision + u64::from(!is_known);
         shown.list = PatchList { revision, agent, taint, patches };
         shown.at = Instant::now();
         drop(shown);
-        self.revision.send_replace(revision);
+        if !is_known {
+            self.revision.send_replace(revision);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether they do, but for what grows by itself: durations, and how often it was looked at who is left.
+fn say_the_same(one: &[PatchInfo], other: &[PatchInfo]) -> bool {
+    let said = |info: &PatchInfo| {
+        let mut info = PatchInfo { for_ms: 0, looks: 0, ..info.clone() };
+        info.holders.iter_mut().for_each(|holder| holder.for_ms = 0);
+        info
+    };
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| said(one) == said(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::model::{HolderInfo, PatchState};
+
+    fn patch() -> PatchInfo {
+        PatchInfo {
+            id: 1,
+            name: "fix".to_owned(),
+            summary: String::new(),
+            fixes: Vec::new(),
+            functions: Vec::new(),
+            consistency: "coexist".to_owned(),
+            signed_by: None,
+            from: "operator".to_owned(),
+            state: PatchState::Draining,
+            for_ms: 5,
+            why: None,
+            attempts: 1,
+            paused_us: 100,
+            tombstones: 0,
+            holders: vec![HolderInfo {
+                pid: 7,
+                comm: "sleeper".to_owned(),
+                function: "do_sys_poll".to_owned(),
+                for_ms: 5,
+                stack: Arc::default(),
+                more_frames: 0,
+            }],
+            more_holders: 0,
+            redirected: 0,
+            told: 0,
+            looks: 1,
+            doubts: Vec::new(),
+            more_doubts: 0,
+        }
+    }
+
+    #[test]
+    fn a_look_that_has_seen_nothing_new_is_no_news() {
+        let board = Board::default();
+        let changes = board.changes();
+        board.show(None, None, vec![patch()]);
+        assert_eq!((board.list().revision, *changes.borrow()), (1, 1));
+        let mut later = PatchInfo { for_ms: 900, looks: 9, ..patch() };
+        later.holders[0].for_ms = 800;
+        board.show(None, None, vec![later.clone()]);
+        let shown = board.list();
+        assert_eq!((shown.revision, *changes.borrow()), (1, 1));
+        assert_eq!(shown.patches[0].looks, 9, "it is shown all the same");
+        later.holders.clear();
+        board.show(None, None, vec![later]);
+        assert_eq!(*changes.borrow(), 2);
+        board.show(None, Some(1), Vec::new());
+        assert_eq!(*changes.borrow(), 3);
     }
 }
