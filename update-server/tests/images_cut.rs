@@ -23,7 +23,7 @@ use update_server::server::{
 };
 
 /// Room in the memory of modules that nothing else uses.
-const NODE: Gva = Gva(0xffff_ffff_c000_e000);
+const NODE: Gva = Gva(0xffff_ffff_c000_f000);
 
 /// A guest with the module in it.
 struct Bench<'p> {
