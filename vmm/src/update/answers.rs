@@ -109,6 +109,8 @@ impl Owner {
                 *self.asked.entry(id).or_default() += 1;
                 match linking::ask_to_load(access, server, &self.link, id, &job.admitted, &job.generation) {
                     Ok(request) => job.go(Step::Loading { request, until }, job.why.clone()),
+                    // The machine is being reset, or ends: what becomes of the patch is told by that.
+                    Err(ControlError::WrongState { .. }) => {}
                     Err(error) => self.end_loaded(id, PatchState::Failed, error.to_string()),
                 }
             }
