@@ -8,7 +8,7 @@ use clap::{Subcommand, ValueHint};
 use lucos_lup::limits::FILE_BYTES;
 use serde::Deserialize;
 
-use super::http::Answer;
+use super::http::{self, Answer};
 use super::verb::Method;
 use super::{FAILED, GONE, NOT_DONE, OK, REFUSED, ask_for, fail, pretty, print, render};
 use crate::control::model::{PatchInfo, PatchList, PatchState};
@@ -169,9 +169,19 @@ impl Desk<'_> {
 
     fn watch(self) -> Result<u8, u8> {
         let mut revision = 0;
+        let mut begun = false;
         let mut said: Vec<String> = Vec::new();
         loop {
-            let list = self.list_after(revision)?;
+            let list = if begun {
+                // Whoever was there and is not any more has ended, and with it what there was to watch.
+                match http::request(self.socket, Method::Get, &changes_after(revision), Vec::new()) {
+                    Ok(answer) => self.take(&answer)?,
+                    Err(_) => return Ok(fail(OK, "the VM has ended")),
+                }
+            } else {
+                self.list_after(revision)?
+            };
+            begun = true;
             if list.revision == revision {
                 continue;
             }
@@ -203,8 +213,7 @@ impl Desk<'_> {
     }
 
     fn list_after(self, revision: u64) -> Result<PatchList, u8> {
-        let path = format!("/api/v1/patch.list?after={revision}");
-        self.take(&ask_for(self.socket, Method::Get, &path, Vec::new())?)
+        self.take(&ask_for(self.socket, Method::Get, &changes_after(revision), Vec::new())?)
     }
 
     fn put(self, path: &str, body: Vec<u8>) -> Result<PatchInfo, u8> {
@@ -231,6 +240,11 @@ impl Desk<'_> {
         }
         fail(code, &super::refusal(&answer.body))
     }
+}
+
+/// The path of all patches, as soon as there is something new since `revision`.
+fn changes_after(revision: u64) -> String {
+    format!("/api/v1/patch.list?after={revision}")
 }
 
 /// The limit as a part of a query.
