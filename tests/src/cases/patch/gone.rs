@@ -1,7 +1,7 @@
 //! Guests that start another kernel, and agents that end, at any point of a patch's journey.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -70,6 +70,11 @@ pub(super) fn wherever_it_is(kind: &'static str) -> Result<()> {
             Moment::Draining => "draining",
             Moment::Leaving => "closed",
         };
+        if matches!(moment, Moment::Leaving) {
+            // The shell itself leaves old code when it has something to do.
+            bench.wait_until_switched(id)?;
+            bench.vm.run("true")?;
+        }
         bench.wait_for(id, state, COMMAND)?;
         if matches!(moment, Moment::Leaving) {
             bench.put_to_sleep()?;
@@ -95,6 +100,20 @@ pub(super) fn wherever_it_is(kind: &'static str) -> Result<()> {
     let output = waiting.join().map_err(|_| anyhow::anyhow!("the thread that waits has panicked"))??;
     ensure!(output.code != 0, "{output:?}");
     bench.vm.expect_exit(0, EXIT)
+}
+
+impl Bench {
+    /// Waits until a patch is switched, whoever is still in old code.
+    fn wait_until_switched(&self, id: u64) -> Result<()> {
+        let begin = Instant::now();
+        while !self
+            .state(id)
+            .is_ok_and(|info| ["draining", "closed"].iter().any(|state| info["state"] == *state))
+        {
+            ensure!(begin.elapsed() < COMMAND, "it is not switched: {:?}", self.state(id));
+        }
+        Ok(())
+    }
 }
 
 fn builder(kind: &str, folder: &tempfile::TempDir) -> Result<Builder> {

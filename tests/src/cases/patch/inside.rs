@@ -1,14 +1,16 @@
 //! Functions that some thread is always inside: patched at once, and drained as those who sleep there are woken.
 
 use std::collections::BTreeMap;
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{Bench, patch};
-use crate::deadlines::COMMAND;
+use crate::deadlines::{COMMAND, PATCH};
 use crate::images;
 use crate::lup::Lup;
+use crate::process;
 
 /// Who sleeps where: the program's word for it, which is its name, too, and the function that it is inside.
 pub(super) const SLEEPERS: [(&str, &str); 3] =
@@ -140,6 +142,8 @@ pub(super) fn quiescent(kind: &'static str) -> Result<()> {
         ensure!(!waiting.is_finished(), "it was applied although {word} slept: {:?}", waiting.join());
         bench.wake(word)?;
     }
+    // The shell itself sleeps in poll at its prompt, and not while it waits for a program.
+    bench.vm.run("sleep 5")?;
     let output = waiting.join().map_err(|_| anyhow::anyhow!("the thread that waits has panicked"))??;
     let info = patch(&output, 0)?;
     ensure!(info["state"] == "closed", "{info}");
@@ -153,7 +157,12 @@ pub(super) fn quiescent(kind: &'static str) -> Result<()> {
     for (word, _) in SLEEPERS {
         bench.wake(word)?;
     }
-    let info = patch(&bench.vm.try_lucos(&format!("rollback {id} --wait"))?, 0)?;
+    let mut lucos = bench.lucos()?;
+    lucos.args(["rollback", &id.to_string(), "--wait"]);
+    let waiting = thread::spawn(move || process::run(&mut lucos, PATCH));
+    bench.vm.run("sleep 5")?;
+    let output = waiting.join().map_err(|_| anyhow::anyhow!("the thread that waits has panicked"))??;
+    let info = patch(&output, 0)?;
     ensure!(info["state"] == "removed", "{info}");
     bench.text_is_the_images()?;
     bench.vm.power_off()

@@ -94,7 +94,7 @@ pub(super) fn from_inside(kind: &'static str) -> Result<()> {
     // Nobody has allowed it.
     let mut closed = Bench::of(kind, images::folder()?, builder()?)?;
     let (said, code) = closed.vm.run_any("lucos-agent apply /version.lup", COMMAND)?;
-    ensure!(code == 1 && said.contains("policy"), "{code}: {said}");
+    ensure!(code == 1 && said.contains("lets the guest hand in no patches"), "{code}: {said}");
     ensure!(closed.vm.lucos("list")?["patches"].as_array().is_some_and(Vec::is_empty), "it was taken");
     closed.vm.power_off()?;
 
@@ -118,7 +118,8 @@ pub(super) fn from_inside(kind: &'static str) -> Result<()> {
     ensure!(bench.is_patched()?, "applied, and no new code runs");
     bench.text_is_the_images()?;
     bench.vm.power_off()?;
-    process::wait(&mut watching, COMMAND)?.context("nothing ends a watch")?;
+    let ended = process::wait(&mut watching, COMMAND)?.context("nothing ends a watch")?;
+    ensure!(ended.success(), "a watch ended with {ended}");
     shows(&fs::read_to_string(&watched)?)
 }
 
