@@ -68,6 +68,9 @@ fn the_jump_is_behind_ftraces_nop_and_never_under_a_table() {
             ("copy_page", SiteKind::Alternative.table()),
             ("asm_exc_page_fault", "Entry"),
             ("entry_SYSCALL_64", "Entry"),
+            // In assembly: no tracer knows them.
+            ("rdmsr_safe_regs", if marked { "4" } else { "0" }),
+            ("wrmsr_safe_regs", if marked { "4" } else { "0" }),
             ("bpf_lsm_ipc_getsecid", SiteKind::Return.table()),
             ("start_kernel", "Gone"),
             ("no_such_function", "Unknown"),

@@ -424,6 +424,33 @@ fn what_somebody_is_in_or_has_a_probe_in_is_not_filled() {
 }
 
 #[test]
+fn functions_in_assembly_are_switched_at_their_entry_and_taken_back() {
+    bench("functions_in_assembly_are_switched_at_their_entry_and_taken_back", |name, mut bench, module| {
+        let original = bench.guest.ram();
+        let functions = [("rdmsr_safe_regs", "replaced"), ("wrmsr_safe_regs", "helper")];
+        let patch = bench.patch("one", &functions, &module);
+        let places: Vec<_> = patch
+            .functions
+            .iter()
+            .flat_map(|function| match &function.old {
+                Old::Image(old) => old.places.clone(),
+                Old::Module(_) => panic!("{name}"),
+            })
+            .collect();
+        let id = bench.server.add(patch).unwrap();
+        bench.apply(id).unwrap();
+        let kernel = Running::find(bench.model, &bench.guest, bench.guest.vcpus()).unwrap();
+        for place in &places {
+            let jump = kernel.space().array::<1>(kernel.now(place.at)).unwrap();
+            assert_eq!(jump, [0xe9], "{name}: {place:?}");
+        }
+        assert_eq!((places.len(), bench.text().0), (2, 0), "{name}");
+        bench.roll_back(id).unwrap();
+        assert!(bench.guest.ram() == original, "{name}");
+    });
+}
+
+#[test]
 fn a_patch_whose_changes_could_not_be_taken_back_is_left_alone() {
     bench("a_patch_whose_changes_could_not_be_taken_back_is_left_alone", |name, mut bench, module| {
         let patch = bench.patch("one", &FILLED[..2], &module);
