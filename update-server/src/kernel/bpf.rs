@@ -90,19 +90,16 @@ pub fn bpf_texts(kernel: &Running<'_, impl Memory>) -> Result<Listed<BpfText>, R
     let Some(layout) = &kernel.model().bpf else { return Ok(Listed::nothing()) };
     let space = kernel.space();
     let mut found = Vec::new();
-    let end = list::walk(space, kernel.now(layout.symbols), |link| {
-        if found.len() >= BPF_TEXTS {
-            return Ok(false);
-        }
+    let cut = Cut { what: TEXTS, limit: BPF_TEXTS };
+    let mut cut = list::walk_within(space, kernel.now(layout.symbols), cut, |link| {
         let symbol = Gva(link.0.wrapping_sub(layout.link));
         let start = space.pointer(symbol.wrapping_add(layout.start))?;
         let end = space.pointer(symbol.wrapping_add(layout.end))?;
         let len = end.offset_from(start).unwrap_or(0).min(BPF_TEXT_BYTES);
         let name = space.text(symbol.wrapping_add(layout.name), layout.name_bytes)?;
         found.push(BpfText { text: start..start.wrapping_add(len), name });
-        Ok(true)
+        Ok(())
     })?;
-    let mut cut = end.cut(TEXTS, BPF_TEXTS);
     found.sort_by_key(|piece| piece.text.start);
     if let Some(packs) = &layout.packs {
         let unnamed = in_packs(kernel, packs, &found)?;
@@ -121,14 +118,12 @@ fn in_packs(
 ) -> Result<Listed<BpfText>, ReadError> {
     let space = kernel.space();
     let mut packs = Vec::new();
-    let end = list::walk(space, kernel.now(layout.list), |link| {
-        if packs.len() >= BPF_PACKS {
-            return Ok(false);
-        }
+    let cut = Cut { what: "packs of BPF programs", limit: BPF_PACKS };
+    let cut = list::walk_within(space, kernel.now(layout.list), cut, |link| {
         packs.push(Gva(link.0.wrapping_sub(layout.link)));
-        Ok(true)
+        Ok(())
     })?;
-    let mut all = Listed { entries: Vec::new(), cut: end.cut("packs of BPF programs", BPF_PACKS) };
+    let mut all = Listed { entries: Vec::new(), cut };
     let chunks = Steps::new(BPF_CHUNKS);
     for pack in packs {
         let start = space.pointer(pack.wrapping_add(layout.pointer))?;

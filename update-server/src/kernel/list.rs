@@ -16,13 +16,6 @@ pub(crate) enum End {
     Enough,
 }
 
-impl End {
-    /// What is to be said of a list of `what`, of which no more than `limit` are looked at.
-    pub(super) fn cut(self, what: &'static str, limit: usize) -> Option<Cut> {
-        (self != Self::Head).then_some(Cut { what, limit })
-    }
-}
-
 /// That something the guest lists was not followed to its end. What is there beyond is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the guest lists more than {limit} {what}, or the same ones again and again")]
@@ -74,6 +67,26 @@ pub(crate) fn walk(
         link = space.pointer(link)?;
     }
     Ok(End::Head)
+}
+
+/// Calls `visit` with each node of the list at `head`, but no more of them than `cut` allows. That is the answer if the list was not
+/// followed to its end.
+pub(super) fn walk_within(
+    space: &AddressSpace<'_, impl Memory>,
+    head: Gva,
+    cut: Cut,
+    mut visit: impl FnMut(Gva) -> Result<(), ReadError>,
+) -> Result<Option<Cut>, ReadError> {
+    let mut left = cut.limit;
+    let end = walk(space, head, |link| {
+        if left == 0 {
+            return Ok(false);
+        }
+        left -= 1;
+        visit(link)?;
+        Ok(true)
+    })?;
+    Ok((end != End::Head).then_some(cut))
 }
 
 #[cfg(test)]

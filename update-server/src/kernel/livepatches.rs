@@ -2,7 +2,7 @@
 //!
 //! Its own way is a redirection by ftrace at the function's very beginning, so that what is behind is not run at all.
 
-use super::list::{self, Listed};
+use super::list::{self, Cut, Listed};
 use super::running::Running;
 use super::space::ReadError;
 use crate::addr::Gva;
@@ -42,12 +42,8 @@ pub fn livepatched(kernel: &Running<'_, impl Memory>) -> Result<Listed<Gva>, Rea
     let Some(layout) = &kernel.model().livepatches else { return Ok(Listed::nothing()) };
     let space = kernel.space();
     let mut functions = Vec::new();
-    let mut seen = 0;
-    let end = list::walk(space, kernel.now(layout.list), |node| {
-        if seen >= LIVEPATCHES {
-            return Ok(false);
-        }
-        seen += 1;
+    let cut = Cut { what: "functions with livepatches", limit: LIVEPATCHES };
+    let cut = list::walk_within(space, kernel.now(layout.list), cut, |node| {
         let versions = Gva(node.0.wrapping_sub(layout.node)).wrapping_add(layout.versions);
         let first = space.pointer(versions)?;
         // Between two steps of the guest's there may be none.
@@ -55,7 +51,7 @@ pub fn livepatched(kernel: &Running<'_, impl Memory>) -> Result<Listed<Gva>, Rea
             let version = Gva(first.0.wrapping_sub(layout.version_node));
             functions.push(space.pointer(version.wrapping_add(layout.original))?);
         }
-        Ok(true)
+        Ok(())
     })?;
-    Ok(Listed { entries: functions, cut: end.cut("functions with livepatches", LIVEPATCHES) })
+    Ok(Listed { entries: functions, cut })
 }

@@ -176,14 +176,10 @@ pub fn modules(kernel: &Running<'_, impl Memory>, known: &[Arc<Module>]) -> Modu
 fn marks_of(kernel: &Running<'_, impl Memory>, marks: &mut Vec<Mark>) -> Result<Option<Cut>, ReadError> {
     let layout = &kernel.model().layout.module;
     let head = kernel.now(kernel.model().symbols.modules);
-    let end = list::walk(kernel.space(), head, |link| {
-        if marks.len() >= MODULES {
-            return Ok(false);
-        }
+    list::walk_within(kernel.space(), head, Cut { what: "modules", limit: MODULES }, |link| {
         marks.push(Mark::read(kernel, Gva(link.0.wrapping_sub(layout.list)))?);
-        Ok(true)
-    })?;
-    Ok(end.cut("modules", MODULES))
+        Ok(())
+    })
 }
 
 /// What all modules together may have.
