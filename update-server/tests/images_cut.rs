@@ -6,39 +6,21 @@ mod images;
 mod patch_module;
 mod small_guest;
 
-use std::collections::BTreeMap;
-
-use patch_module::{InGuest, in_guests, put, resolve};
+use patch_module::{Bench, in_guests, put, resolve};
 use small_guest::Guest;
 use update_server::addr::Gva;
 use update_server::census::{self, Census, Doubt};
 use update_server::guest::Paused;
-use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
-use update_server::phases::patch_module::PatchModule;
 use update_server::phases::place::OldFunction;
 use update_server::phases::tombstones;
-use update_server::server::{
-    Consistency, Import, NotNow, Old, Patch, PatchId, Replacement, SwitchError, UpdateServer,
-};
+use update_server::server::{Consistency, Import, NotNow, Old, Patch, PatchId, Replacement, SwitchError};
 
 /// Room in the memory of modules that nothing else uses.
 const NODE: Gva = Gva(0xffff_ffff_c000_f000);
 
-/// A guest with the module in it.
-struct Bench<'p> {
-    guest: Guest<'p>,
-    model: &'p Model,
-    server: UpdateServer,
-    sections: BTreeMap<String, Gva>,
-    module: PatchModule,
-}
-
 fn bench(test: &str, run: impl Fn(&str, Bench<'_>)) {
-    in_guests(test, |name, InGuest { guest, model, module, sections }| {
-        let server = UpdateServer::default();
-        run(name, Bench { guest, model, server, sections, module: module.clone() });
-    });
+    in_guests(test, |name, guest| run(name, Bench::new(guest)));
 }
 
 /// Has `bench` list one thing again and again.

@@ -7,15 +7,12 @@ mod made_up_module;
 mod patch_module;
 mod small_guest;
 
-use std::collections::BTreeMap;
-
 use made_up_module::{CODE, FUNCTION, HOLES, LEN, MadeUp, NAME, PLACE, SITES, at, function};
-use patch_module::{InGuest, in_guests, put, resolve};
+use patch_module::{Bench, in_guests, put, resolve};
 use small_guest::{Guest, physical, random};
 use update_server::addr::{Gpa, Gva};
 use update_server::census::{self, Census, Code};
 use update_server::guest::{Memory, Paused};
-use update_server::kernel::model::Model;
 use update_server::kernel::running::Running;
 use update_server::phases::loaded_module::LoadedModuleError;
 use update_server::phases::module_function::ModuleFunction;
@@ -25,23 +22,13 @@ use update_server::phases::rewrite::TextError;
 use update_server::phases::stack_check::Presence;
 use update_server::server::{
     Consistency, Import, NotNow, Old, Patch, PatchId, Prepared, Refusal, Replacement, State, SwitchError,
-    UpdateServer,
 };
 use update_server::x86::jump;
 
-/// A guest with the made-up module and the patch's module in it.
-struct Bench<'p> {
-    guest: Guest<'p>,
-    model: &'p Model,
-    server: UpdateServer,
-    sections: BTreeMap<String, Gva>,
-    module: PatchModule,
-}
-
+/// Runs a test on each kernel, in a guest with the made-up module and the patch's module.
 fn bench(test: &str, run: impl Fn(&str, Bench<'_>)) {
-    in_guests(test, |name, InGuest { guest, model, module, sections }| {
-        let server = UpdateServer::default();
-        let bench = Bench { guest, model, server, sections, module: module.clone() };
+    in_guests(test, |name, guest| {
+        let bench = Bench::new(guest);
         bench.made_up().write();
         run(name, bench);
     });

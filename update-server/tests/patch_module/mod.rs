@@ -12,6 +12,7 @@ use update_server::addr::Gva;
 use update_server::guest::Paused;
 use update_server::kernel::model::Model;
 use update_server::phases::patch_module::PatchModule;
+use update_server::server::UpdateServer;
 
 use crate::images::models;
 use crate::small_guest::{Guest, Plan, physical};
@@ -144,6 +145,21 @@ pub(crate) struct InGuest<'p> {
     pub(crate) model: &'p Model,
     pub(crate) module: &'p PatchModule,
     pub(crate) sections: BTreeMap<String, Gva>,
+}
+
+/// That, and the update server of its host.
+pub(crate) struct Bench<'p> {
+    pub(crate) guest: Guest<'p>,
+    pub(crate) model: &'p Model,
+    pub(crate) server: UpdateServer,
+    pub(crate) sections: BTreeMap<String, Gva>,
+    pub(crate) module: PatchModule,
+}
+
+impl<'p> Bench<'p> {
+    pub(crate) fn new(InGuest { guest, model, module, sections }: InGuest<'p>) -> Self {
+        Self { guest, model, server: UpdateServer::default(), sections, module: module.clone() }
+    }
 }
 
 /// Runs `test` on each kernel.
