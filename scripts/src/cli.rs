@@ -94,9 +94,13 @@ struct Test {
     /// Run only what needs no KVM host; a quick look, which the gate has to confirm.
     #[arg(long, conflicts_with = "full")]
     here: bool,
-    /// Run the tests that take long, too, and all on every kernel of the hosts; keep the result in tests/RESULTS.md.
+    /// Run the tests that take long, too, and all on every kernel of the hosts; keep the results in tests/results.
     #[arg(long)]
     full: bool,
+    /// With --full, run only in the places whose names contain this, for example `here` or `AMD host 6.12`; may be
+    /// repeated.
+    #[arg(long, value_name = "PLACE", requires = "full")]
+    on: Vec<String>,
     /// Run only the suites whose names contain this, for example `kvm_pause`; may be repeated.
     #[arg(long, value_name = "NAME", conflicts_with = "full")]
     only: Vec<String>,
@@ -154,7 +158,8 @@ fn test(arguments: &Test) -> Result<ExitCode> {
         _ => Extent::Gate,
     };
     let limit = arguments.limit.map_or_else(|| extent.limit(), Duration::from_mins);
-    gate::run(extent, &Only(arguments.only.clone()), limit)
+    let only = Only { suites: arguments.only.clone(), places: arguments.on.clone() };
+    gate::run(extent, &only, limit)
 }
 
 fn tidy() -> Result<ExitCode> {

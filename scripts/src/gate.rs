@@ -82,13 +82,29 @@ impl Extent {
     }
 }
 
-/// Which suites of it: those whose names contain one of these, or all.
+/// Which suites of it, and where: those whose names contain one of these, or all.
 #[derive(Debug, Clone, Default)]
-pub struct Only(pub Vec<String>);
+pub struct Only {
+    /// Parts of the names of suites.
+    pub suites: Vec<String>,
+    /// Parts of the names of places.
+    pub places: Vec<String>,
+}
 
 impl Only {
     fn takes(&self, suite: &str) -> bool {
-        self.0.is_empty() || self.0.iter().any(|part| suite.contains(part.as_str()))
+        self.suites.is_empty() || self.suites.iter().any(|part| suite.contains(part.as_str()))
+    }
+
+    fn goes_to(&self, place: &str) -> bool {
+        self.places.is_empty() || self.places.iter().any(|part| place.contains(part.as_str()))
+    }
+
+    /// The session without what was not asked for.
+    fn of(&self, mut session: Session) -> Session {
+        let is_wanted = self.goes_to(&session.place);
+        session.steps.retain(|step| is_wanted && self.takes(&step.name));
+        session
     }
 }
 
@@ -102,8 +118,11 @@ pub fn run(extent: Extent, only: &Only, limit: Duration) -> Result<ExitCode> {
     };
     let took = seconds(deadline.elapsed());
     println!("\n{}", report.text());
-    if !only.0.is_empty() {
-        println!("Not run: suites without {} in their names.", only.0.join(" or "));
+    if !only.suites.is_empty() {
+        println!("Not run: suites without {} in their names.", only.suites.join(" or "));
+    }
+    if !only.places.is_empty() {
+        println!("Not run: what runs elsewhere than on {}.", only.places.join(" or "));
     }
     match extent {
         Extent::Here => println!("Not run: everything that needs a KVM host or kernel images."),
@@ -116,14 +135,11 @@ pub fn run(extent: Extent, only: &Only, limit: Duration) -> Result<ExitCode> {
                 println!("The gate should take {} at most.", seconds(GATE_AIM));
             }
         }
-        Extent::Full => match results::write(&report, &took) {
-            Ok(place) => println!("Written to {}.", place.display()),
-            // The counts below are worth hours.
-            Err(error) => println!("Not written to a file: {error:#}"),
-        },
+        Extent::Full => println!("In the files: {}.", results::age()),
     }
     println!("Took {took}.\n\n{}", report.counts());
-    anyhow::ensure!(report.counts().total() > 0, "no suite has {} in its name", only.0.join(" or "));
+    let asked = [&only.suites[..], &only.places].concat().join(" or ");
+    anyhow::ensure!(report.counts().total() > 0, "no suite and no place has {asked} in its name");
     Ok(if report.counts().failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -149,14 +165,18 @@ fn everything(extent: Extent, only: &Only, deadline: Deadline) -> Result<Report>
         let sessions: Vec<Session> =
             extent.host_kernels().iter().map(|&kernel| intel(&for_intel, kernel, extent, only)).collect();
         let intel = scope.spawn(move || -> Result<Vec<Suite>> {
-            let suites = sessions.into_iter().map(|session| session.run(Show::Never, deadline));
+            let suites = sessions.into_iter().map(|session| attend(&session, Show::Never, extent, deadline));
             Ok(suites.collect::<Result<Vec<_>>>()?.concat())
         });
         let large = scope.spawn(move || inputs::large(extent == Extent::Full));
         let mut again = Vec::new();
+        // Wherever the rest goes: what skips itself here is run there.
         here(&programs, only, deadline, &mut report, Some(&mut again))?;
         let images = [small, join(large)?].concat();
-        with_images(&programs, &images, only, deadline, &mut report)?;
+        if only.goes_to(HERE) {
+            with_images(&programs, &images, only, deadline, &mut report)?;
+            keep(report.suites(), extent);
+        }
         let hosts = extent.host_kernels().iter();
         let mut sessions: Vec<Session> = hosts
             .flat_map(|&kernel| amd(&images, kernel, &programs, &again, extent, only))
@@ -167,17 +187,35 @@ fn everything(extent: Extent, only: &Only, deadline: Deadline) -> Result<Report>
         let beside = scope.spawn(move || -> Result<Vec<Suite>> {
             let mut suites = join(intel)?;
             for session in others {
-                suites.extend(session.run(Show::Live, deadline)?);
+                suites.extend(attend(&session, Show::Live, extent, deadline)?);
             }
             Ok(suites)
         });
         for session in sessions {
-            session.run(Show::Live, deadline)?.into_iter().for_each(|suite| report.add(suite));
+            attend(&session, Show::Live, extent, deadline)?.into_iter().for_each(|suite| report.add(suite));
         }
         progress::note("waiting for the hosts beside this one");
         join(beside)?.into_iter().for_each(|suite| report.add(suite));
         Ok(report)
     })
+}
+
+/// Runs a session to its end and keeps what came of it.
+fn attend(session: &Session, show: Show, extent: Extent, deadline: Deadline) -> Result<Vec<Suite>> {
+    let suites = session.run(show, deadline)?;
+    keep(&suites, extent);
+    Ok(suites)
+}
+
+/// Keeps what a full run found in one place, as soon as it is known: the places behind it take hours.
+fn keep(suites: &[Suite], extent: Extent) {
+    if extent != Extent::Full || suites.is_empty() {
+        return;
+    }
+    match results::write(suites) {
+        Ok(file) => progress::note(format!("written to {}", file.display())),
+        Err(error) => progress::note(format!("not written to a file: {error:#}")),
+    }
 }
 
 /// Runs what needs no KVM host, and puts what has to be tried again on one into `again`.
@@ -204,6 +242,9 @@ fn here(
     }
     Ok(())
 }
+
+/// The place of what needs no KVM host.
+const HERE: &str = "here";
 
 /// Runs what reads kernel images and needs no KVM host.
 fn with_images(
@@ -238,7 +279,7 @@ fn as_cargo_would(program: &TestProgram, images: Option<&Path>, deadline: Deadli
     }
     let finished = process::run(&mut command, Errors::Kept, deadline, &program.name)?;
     let status = finished.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX);
-    Ok(Suite::judge(&program.name, "here", finished.lines, Some(status), finished.took))
+    Ok(Suite::judge(&program.name, HERE, finished.lines, Some(status), finished.took))
 }
 
 const DOC_TESTS: &str = "examples in the documentation";
@@ -248,7 +289,7 @@ fn doc_tests(deadline: Deadline) -> Result<Suite> {
     command.args(["test", "--workspace", "--locked", "--doc"]);
     let finished = process::run(&mut command, Errors::Kept, deadline, "the examples in the documentation")?;
     let status = u8::from(!finished.status.success());
-    Ok(Suite::judge(DOC_TESTS, "here", finished.lines, Some(status), finished.took))
+    Ok(Suite::judge(DOC_TESTS, HERE, finished.lines, Some(status), finished.took))
 }
 
 /// Takes from `suite` what skipped itself; the AMD host has root, taps and a KVM.
@@ -292,8 +333,7 @@ fn amd(
             steps.extend(kvm.map(|program| step(&program.name, program, "--test-threads=1")));
         }
         steps.push(system_tests(extent.tier(), *part));
-        steps.retain(|step| only.takes(&step.name));
-        sessions.push(Session { place: name(&spec), spec: spec.clone(), steps });
+        sessions.push(only.of(Session { place: name(&spec), spec: spec.clone(), steps }));
     }
     sessions
 }
@@ -307,17 +347,15 @@ fn five_levels(images: &[Image], only: &Only) -> Session {
         images: images.to_vec(),
         ..HostSpec::default()
     };
-    let mut steps = vec![system_tests("five-levels", None)];
-    steps.retain(|step| only.takes(&step.name));
-    Session { place: "AMD host, five-level paging".to_owned(), spec, steps }
+    let steps = vec![system_tests("five-levels", None)];
+    only.of(Session { place: "AMD host, five-level paging".to_owned(), spec, steps })
 }
 
 fn intel(images: &[Image], kernel: Option<Series>, extent: Extent, only: &Only) -> Session {
     let spec = HostSpec { cpu: Some(Cpu::Intel), kernel, images: images.to_vec(), ..HostSpec::default() };
     let tier = if extent == Extent::Full { "intel-full" } else { "intel" };
-    let mut steps = vec![system_tests(tier, None)];
-    steps.retain(|step| only.takes(&step.name));
-    Session { place: name(&spec), spec, steps }
+    let steps = vec![system_tests(tier, None)];
+    only.of(Session { place: name(&spec), spec, steps })
 }
 
 fn system_tests(tier: &str, part: Option<&str>) -> Step {

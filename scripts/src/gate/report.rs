@@ -31,6 +31,15 @@ impl Report {
         self.suites.push(suite);
     }
 
+    /// A report of suites that were added to another one.
+    pub(super) fn of(suites: &[Suite]) -> Self {
+        Self { suites: suites.to_vec() }
+    }
+
+    pub(super) fn suites(&self) -> &[Suite] {
+        &self.suites
+    }
+
     /// All together.
     pub(super) fn counts(&self) -> Counts {
         self.suites.iter().map(|suite| suite.counts).sum()
