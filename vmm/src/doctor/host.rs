@@ -1,15 +1,14 @@
 //! What /proc, /sys and a few attempts say about the host.
 
 use std::fs::{self, OpenOptions};
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use vm_memory::Bytes;
 
 use super::facts::{CpuFacts, Facts, Virtualization};
 use super::kvm;
-use crate::sys::{HUGE_PAGE, Mapping, memfd};
+use crate::memory::GuestRam;
+use crate::sys::HUGE_PAGE;
 
 pub(super) fn observe() -> Facts {
     Facts {
@@ -100,16 +99,8 @@ fn nested_paging() -> Option<bool> {
 
 /// Makes one huge page, as guest memory is made of.
 fn collapse() -> Result<(), String> {
-    let attempt = || {
-        let size = HUGE_PAGE as u64;
-        let mapping = Mapping::shared(&memfd(c"lucos-doctor", size)?, 0, HUGE_PAGE)?;
-        if let Some(first) = mapping.slice(0, 1) {
-            // As a guest would have: with nothing in memory there would be nothing to collapse.
-            first.write_obj(1_u8, 0).map_err(io::Error::other)?;
-        }
-        mapping.collapse(0)
-    };
-    attempt().map_err(|error| error.to_string())
+    let ram = GuestRam::new(HUGE_PAGE as u64).map_err(|error| error.to_string())?;
+    ram.regions().try_for_each(|region| region.collapse(0)).map_err(|error| error.to_string())
 }
 
 fn tun() -> Result<(), String> {

@@ -44,7 +44,7 @@ pub fn collapse_range(memory: &GuestMemory, start: u64, end: u64) -> usize {
         let Ok(last) = usize::try_from(last) else { continue };
         for offset in (first / HUGE_PAGE * HUGE_PAGE..last).step_by(HUGE_PAGE) {
             // A page on its way to the lists of its processor is busy for a moment.
-            if (0..COLLAPSE_TRIES).any(|_| region.protectable().collapse(offset).is_ok()) {
+            if (0..COLLAPSE_TRIES).any(|_| region.collapse(offset).is_ok()) {
                 collapsed += 1;
             }
         }
@@ -188,7 +188,7 @@ impl Watch {
                 if resident[0] < MIN_RESIDENT {
                     continue;
                 }
-                match mapping.collapse(offset) {
+                match region.collapse(offset) {
                     Ok(()) => {
                         *range = Range::Huge;
                         collapsed += 1;

@@ -3,19 +3,23 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::bitmap::BS;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
     GuestRegionCollection, GuestUsize, MemoryRegionAddress, VolatileSlice,
 };
 
 use super::layout::MemoryLayout;
-use crate::sys::{self, HUGE_PAGE, Mapping};
+use super::marks::{Marks, MarksFrom};
+use crate::sys::{self, HUGE_PAGE, Mapping, View};
 
 /// Guest RAM as the VMM and its devices see it: the *W* mapping, by guest physical address.
 ///
 /// It never hands out a reference to guest bytes; all access is volatile and bounds-checked.
 pub type GuestMemory = GuestRegionCollection<RamRegion>;
+
+/// Some bytes of it, next to each other.
+pub type GuestSlice<'a> = VolatileSlice<'a, MarksFrom<'a>>;
 
 /// Why guest memory could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -46,28 +50,49 @@ pub enum RamError {
     },
 }
 
-/// One contiguous range of guest RAM, with both of its mappings.
+/// One contiguous range of guest RAM, with all of its mappings.
 #[derive(Debug)]
 pub struct RamRegion {
     start: GuestAddress,
-    protectable: Mapping,
+    protectable: View,
+    second: View,
     writable: Mapping,
+    marks: Marks,
 }
 
 impl RamRegion {
     /// *P*: the mapping behind KVM's address space 0, whose pages get protected.
-    pub fn protectable(&self) -> &Mapping {
+    pub fn protectable(&self) -> &View {
         &self.protectable
     }
 
-    /// *W*: the mapping behind KVM's address space 1, always writable.
+    /// *V*: the mapping behind KVM's address space 1, the second view, in which a trapped instruction is carried out.
+    pub fn second(&self) -> &View {
+        &self.second
+    }
+
+    /// *W*: the mapping through which the VMM and its devices read and write.
     pub fn writable(&self) -> &Mapping {
         &self.writable
+    }
+
+    /// Which pages are watched, and which of them were written to through *W*.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// Asks for one huge page behind the 2 MiB from `offset` on, for the guest as it runs.
+    pub fn collapse(&self, offset: usize) -> io::Result<()> {
+        // A range without any page is refused, so one is made first; not by way of *P*, where it may be protected.
+        let first =
+            self.writable.slice(offset, 1).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        first.copy_to(&mut [0_u8]);
+        self.protectable.collapse(offset)
     }
 }
 
 impl GuestMemoryRegion for RamRegion {
-    type B = ();
+    type B = Marks;
 
     fn len(&self) -> GuestUsize {
         self.writable.len() as u64
@@ -77,16 +102,18 @@ impl GuestMemoryRegion for RamRegion {
         self.start
     }
 
-    fn bitmap(&self) -> BS<'_, ()> {}
+    fn bitmap(&self) -> MarksFrom<'_> {
+        self.marks.slice_at(0)
+    }
 
     fn get_slice(
         &self,
         offset: MemoryRegionAddress,
         count: usize,
-    ) -> Result<VolatileSlice<'_, BS<'_, ()>>, GuestMemoryError> {
+    ) -> Result<GuestSlice<'_>, GuestMemoryError> {
         usize::try_from(offset.raw_value())
             .ok()
-            .and_then(|offset| self.writable.slice(offset, count))
+            .and_then(|offset| self.writable.marked_slice(offset, count, self.marks.slice_at(offset)))
             .ok_or(GuestMemoryError::InvalidBackendAddress)
     }
 }
@@ -113,15 +140,15 @@ impl GuestRam {
             .ranges()
             .iter()
             .map(|range| {
-                let map = || {
-                    let len = usize::try_from(range.len).map_err(io::Error::other)?;
-                    Mapping::shared(&file, range.file_offset, len)
-                };
                 let fail = |source| RamError::Map { start: range.start, len: range.len, source };
+                let len = usize::try_from(range.len).map_err(io::Error::other).map_err(fail)?;
+                let view = || View::shared(&file, range.file_offset, len).map_err(fail);
                 Ok(RamRegion {
                     start: GuestAddress(range.start),
-                    protectable: map().map_err(fail)?,
-                    writable: map().map_err(fail)?,
+                    protectable: view()?,
+                    second: view()?,
+                    writable: Mapping::shared(&file, range.file_offset, len).map_err(fail)?,
+                    marks: Marks::new(len),
                 })
             })
             .collect::<Result<Vec<_>, RamError>>()?;
@@ -152,23 +179,31 @@ mod tests {
     use vm_memory::Bytes;
 
     #[test]
-    fn both_mappings_show_the_same_bytes() {
-        let ram = GuestRam::new(4 << 20).unwrap();
-        ram.memory().write_obj(0x1122_3344_u32, GuestAddress(0x20_0ffe)).unwrap();
-        let region = ram.regions().next().unwrap();
-        let mut seen = [0; 4];
-        region.protectable().slice(0x20_0ffe, 4).unwrap().copy_to(&mut seen);
-        assert_eq!(u32::from_le_bytes(seen), 0x1122_3344);
-        assert_ne!(region.protectable().host_address(), region.writable().host_address());
+    fn all_mappings_are_aligned_to_huge_pages() {
+        let ram = GuestRam::new(6 << 20).unwrap();
+        for region in ram.regions() {
+            let places = [region.protectable().host_address(), region.second().host_address()];
+            for place in places.into_iter().chain([region.writable().host_address()]) {
+                assert!(place.is_multiple_of(HUGE_PAGE as u64));
+            }
+        }
     }
 
     #[test]
-    fn both_mappings_are_aligned_to_huge_pages() {
-        let ram = GuestRam::new(6 << 20).unwrap();
-        for region in ram.regions() {
-            assert!(region.protectable().host_address().is_multiple_of(HUGE_PAGE as u64));
-            assert!(region.writable().host_address().is_multiple_of(HUGE_PAGE as u64));
-        }
+    fn writes_to_watched_pages_are_marked() {
+        let ram = GuestRam::new(4 << 20).unwrap();
+        let marks = ram.regions().next().unwrap().marks();
+        marks.watch_any(true);
+        marks.watch(0x200, true);
+        ram.memory().write_obj(1_u64, GuestAddress(0x1f_fff0)).unwrap();
+        assert!(!marks.take_news());
+        ram.memory().write_obj(1_u64, GuestAddress(0x1f_fffc)).unwrap();
+        assert!(marks.take_news() && marks.take(0x200));
+        let mut file = io::Cursor::new([7; 16]);
+        ram.memory().read_exact_volatile_from(GuestAddress(0x20_0800), &mut file, 16).unwrap();
+        assert!(marks.take_news() && marks.take(0x200));
+        ram.memory().read_obj::<u64>(GuestAddress(0x20_0800)).unwrap();
+        assert!(!marks.take_news());
     }
 
     #[test]

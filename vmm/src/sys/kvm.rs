@@ -7,7 +7,7 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_msi, kvm_pit_config, kvm_userspace
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::vcpu::VcpuRun;
-use super::{HUGE_PAGE, Mapping};
+use super::{HUGE_PAGE, View};
 use crate::memory::GuestRam;
 
 /// Three pages that KVM needs on Intel hosts without unrestricted guest (KVM api.rst 4.33), in the MMIO hole.
@@ -70,13 +70,13 @@ impl GuestVm {
             let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
             vm.add_slot(slot, 0, start, region.protectable())?;
             if address_spaces > 1 {
-                vm.add_slot(slot, 1, start, region.writable())?;
+                vm.add_slot(slot, 1, start, region.second())?;
             }
         }
         Ok(Arc::new(vm))
     }
 
-    fn add_slot(&self, slot: u32, space: u32, start: u64, mapping: &Mapping) -> Result<(), KvmError> {
+    fn add_slot(&self, slot: u32, space: u32, start: u64, mapping: &View) -> Result<(), KvmError> {
         debug_assert!(mapping.host_address().is_multiple_of(HUGE_PAGE as u64));
         let region = kvm_userspace_memory_region {
             slot: slot | (space << ADDRESS_SPACE_SHIFT),
@@ -116,7 +116,7 @@ impl GuestVm {
         self.sync_regs
     }
 
-    /// Whether the second view exists: a second memslot address space, backed by the writable mapping.
+    /// Whether the second view exists: a second memslot address space, backed by a mapping of its own.
     pub fn has_second_view(&self) -> bool {
         self.address_spaces > 1
     }

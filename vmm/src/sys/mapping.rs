@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 
 use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
 
 /// Size of a base page (Intel SDM vol. 3A, 4.5), in bytes.
 pub const PAGE: usize = 4096;
@@ -14,25 +15,22 @@ pub const HUGE_PAGE: usize = 2 << 20;
 /// `MADV_COLLAPSE` (madvise(2), Linux 6.1): make huge pages of a range now, whatever sysfs says.
 const MADV_COLLAPSE: libc::c_int = 25;
 
-/// A `MAP_SHARED`, readable and writable mapping that starts at a multiple of [`HUGE_PAGE`].
-///
-/// The guest writes the same bytes at any time, so no Rust reference to them is ever formed: all access
-/// goes through [`Mapping::slice`], whose operations are volatile.
+/// Where a file is mapped: addresses of this process, given back in the end.
 #[derive(Debug)]
-pub struct Mapping {
+struct Span {
     start: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: `Mapping` only hands out volatile slices; concurrent access to the bytes is the guest's business
-// and never forms a Rust reference.
-unsafe impl Send for Mapping {}
+// SAFETY: a span is an address range; what it is used for is the business of its owner.
+unsafe impl Send for Span {}
 // SAFETY: as above; no method needs exclusive access.
-unsafe impl Sync for Mapping {}
+unsafe impl Sync for Span {}
 
-impl Mapping {
-    /// Maps `len` bytes of `file` from `offset` (both multiples of the page size).
-    pub fn shared(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+impl Span {
+    /// Maps `len` bytes of `file` from `offset` (both multiples of the page size), readable, writable and shared, to a multiple
+    /// of [`HUGE_PAGE`].
+    fn shared(file: &File, offset: u64, len: usize) -> io::Result<Self> {
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         let reserve_len = len.checked_add(HUGE_PAGE).ok_or_else(|| io::Error::other("mapping too large"))?;
         // SAFETY: a fresh anonymous PROT_NONE reservation at an address of the kernel's choice.
@@ -83,45 +81,133 @@ impl Mapping {
         Ok(Self { start, len })
     }
 
+    /// Address of the byte at `offset`, if `len` bytes from there on are in the span.
+    fn at(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        let end = offset.checked_add(len)?;
+        (end <= self.len).then(|| self.start.as_ptr().wrapping_add(offset))
+    }
+
+    fn host_address(&self) -> u64 {
+        self.start.as_ptr().addr() as u64
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and whoever used an address of it borrowed its owner.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// A `MAP_SHARED`, readable and writable mapping that starts at a multiple of [`HUGE_PAGE`].
+///
+/// The guest writes the same bytes at any time, so no Rust reference to them is ever formed: all access
+/// goes through [`Mapping::slice`], whose operations are volatile.
+#[derive(Debug)]
+pub struct Mapping(Span);
+
+impl Mapping {
+    /// Maps `len` bytes of `file` from `offset` (both multiples of the page size).
+    pub fn shared(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+        Span::shared(file, offset, len).map(Self)
+    }
+
     /// Address of the first byte in this process, for KVM's memory slots.
     pub fn host_address(&self) -> u64 {
-        self.start.as_ptr().addr() as u64
+        self.0.host_address()
     }
 
     /// Length in bytes.
     pub fn len(&self) -> usize {
-        self.len
+        self.0.len
     }
 
     /// Whether the mapping holds no byte (it never does).
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.0.len == 0
     }
 
     /// Volatile access to `len` bytes from `offset`; `None` when they do not all lie in the mapping.
     pub fn slice(&self, offset: usize, len: usize) -> Option<VolatileSlice<'_, ()>> {
-        if offset.checked_add(len)? > self.len {
-            return None;
-        }
-        // SAFETY: the range was just checked to lie in the mapping.
-        let start = unsafe { self.start.as_ptr().add(offset) };
-        // SAFETY: the mapping outlives `&self`, and all access by `VolatileSlice` is volatile.
-        Some(unsafe { VolatileSlice::new(start, len) })
+        self.marked_slice(offset, len, ())
+    }
+
+    /// The same, with writes marked in `marks`.
+    pub fn marked_slice<B: BitmapSlice>(
+        &self,
+        offset: usize,
+        len: usize,
+        marks: B,
+    ) -> Option<VolatileSlice<'_, B>> {
+        let start = self.0.at(offset, len)?;
+        // SAFETY: the range was just checked to lie in the mapping, which outlives `&self`, and all access by `VolatileSlice`
+        // is volatile.
+        Some(unsafe { VolatileSlice::with_bitmap(start, len, marks, None) })
+    }
+}
+
+/// What may be done with pages of a [`View`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// Anything.
+    Open,
+    /// Reading, and running what is there.
+    ReadOnly,
+    /// Nothing.
+    Closed,
+}
+
+/// A second way to the bytes of a [`Mapping`], for KVM alone: this process never looks through it, so that its pages can be
+/// protected one by one.
+#[derive(Debug)]
+pub struct View(Span);
+
+impl View {
+    /// As [`Mapping::shared`].
+    pub fn shared(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+        Span::shared(file, offset, len).map(Self)
+    }
+
+    /// Address of the first byte in this process, for KVM's memory slots.
+    pub fn host_address(&self) -> u64 {
+        self.0.host_address()
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Whether the view holds no byte (it never does).
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// Protects `len` bytes from `offset` on, both multiples of [`PAGE`], against the guest (mprotect(2)). When this returns, no
+    /// vCPU can do any more what is forbidden, whether it runs or not: KVM has dropped its translations.
+    ///
+    /// `ENOMEM` says that there would be more ranges with a protection of their own than `vm.max_map_count` allows.
+    pub fn protect(&self, offset: usize, len: usize, protection: Protection) -> io::Result<()> {
+        let start = self.0.at(offset, len).filter(|start| start.addr().is_multiple_of(PAGE));
+        let start = start.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let rights = match protection {
+            Protection::Open => libc::PROT_READ | libc::PROT_WRITE,
+            Protection::ReadOnly => libc::PROT_READ,
+            Protection::Closed => libc::PROT_NONE,
+        };
+        // SAFETY: the range was just checked to lie in the view, and nothing in this process uses an address of it.
+        let result = unsafe { libc::mprotect(start.cast(), len, rights) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Asks the kernel to back the huge page at `offset` (a multiple of [`HUGE_PAGE`]) with one huge page.
     ///
     /// Needs Linux 6.1 on the host; older kernels answer `EINVAL`, and so do newer ones for a range without any
-    /// page, so one is made first.
+    /// page, and for one whose pages are protected in different ways.
     pub fn collapse(&self, offset: usize) -> io::Result<()> {
-        if !offset.is_multiple_of(HUGE_PAGE) || offset + HUGE_PAGE > self.len {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
-        // SAFETY: the range was just checked to lie in the mapping.
-        let start = unsafe { self.start.as_ptr().add(offset) };
-        // SAFETY: as above; a volatile read of one byte, whose only effect is the page behind it.
-        unsafe { start.read_volatile() };
-        // SAFETY: the range lies in the mapping; MADV_COLLAPSE does not change its contents.
+        let start = self.0.at(offset, HUGE_PAGE).filter(|_| offset.is_multiple_of(HUGE_PAGE));
+        let start = start.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        // SAFETY: the range lies in the view; MADV_COLLAPSE does not change its contents.
         let result = unsafe { libc::madvise(start.cast(), HUGE_PAGE, MADV_COLLAPSE) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
@@ -132,13 +218,9 @@ impl Mapping {
     pub fn residency(&self, offset: usize, counts: &mut [u16]) -> io::Result<()> {
         let mut pages = [0u8; HUGE_PAGE / PAGE];
         for (index, count) in counts.iter_mut().enumerate() {
-            let at = offset + index * HUGE_PAGE;
-            if at + HUGE_PAGE > self.len {
-                return Err(io::Error::from_raw_os_error(libc::EINVAL));
-            }
-            // SAFETY: the range was just checked to lie in the mapping.
-            let start = unsafe { self.start.as_ptr().add(at) };
-            // SAFETY: `pages` has one byte for each page of the range.
+            let start = self.0.at(offset + index * HUGE_PAGE, HUGE_PAGE);
+            let start = start.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+            // SAFETY: `pages` has one byte for each page of the range, which lies in the view.
             let result = unsafe { libc::mincore(start.cast(), HUGE_PAGE, pages.as_mut_ptr()) };
             if result < 0 {
                 return Err(io::Error::last_os_error());
@@ -146,12 +228,5 @@ impl Mapping {
             *count = pages.iter().map(|page| u16::from(page & 1)).sum();
         }
         Ok(())
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and every slice of it borrowed `self`.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
 
 /// Most buffers in one system call (`UIO_MAXIOV`, include/uapi/linux/uio.h).
 const MAX_BUFFERS: usize = 1024;
@@ -13,17 +14,20 @@ const MAX_BUFFERS: usize = 1024;
 ///
 /// preadv(2) rather than a seek and a read: the offset of an open file belongs to all of its users, and
 /// several device threads read one file at once. A file that ends early is an `UnexpectedEof`.
-pub fn read_at(file: &File, offset: u64, slices: &[VolatileSlice<'_, ()>]) -> io::Result<()> {
-    transfer(offset, slices, io::ErrorKind::UnexpectedEof, |buffers, count, offset| {
+pub fn read_at<B: BitmapSlice>(file: &File, offset: u64, slices: &[VolatileSlice<'_, B>]) -> io::Result<()> {
+    let done = transfer(offset, slices, io::ErrorKind::UnexpectedEof, |buffers, count, offset| {
         // SAFETY: (1) `buffers` points to `count` iovecs; (2) each describes bytes of a `VolatileSlice` that
         // `slices` keeps mapped for the call; (3) they are guest memory, to which no Rust reference exists,
         // so the kernel may write them.
         unsafe { libc::preadv(file.as_raw_fd(), buffers, count, offset) }
-    })
+    });
+    // What failed may have written as well.
+    slices.iter().for_each(|slice| slice.bitmap().mark_dirty(0, slice.len()));
+    done
 }
 
 /// Writes the bytes of `slices`, in their order, to `file` from `offset` on.
-pub fn write_at(file: &File, offset: u64, slices: &[VolatileSlice<'_, ()>]) -> io::Result<()> {
+pub fn write_at<B: BitmapSlice>(file: &File, offset: u64, slices: &[VolatileSlice<'_, B>]) -> io::Result<()> {
     transfer(offset, slices, io::ErrorKind::WriteZero, |buffers, count, offset| {
         // SAFETY: (1) `buffers` points to `count` iovecs; (2) each describes bytes of a `VolatileSlice` that
         // `slices` keeps mapped for the call; the kernel only reads them.
@@ -31,9 +35,9 @@ pub fn write_at(file: &File, offset: u64, slices: &[VolatileSlice<'_, ()>]) -> i
     })
 }
 
-fn transfer(
+fn transfer<B: BitmapSlice>(
     mut offset: u64,
-    slices: &[VolatileSlice<'_, ()>],
+    slices: &[VolatileSlice<'_, B>],
     on_zero: io::ErrorKind,
     call: impl Fn(*const libc::iovec, libc::c_int, libc::off_t) -> isize,
 ) -> io::Result<()> {

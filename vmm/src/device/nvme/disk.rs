@@ -5,10 +5,10 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
-use vm_memory::VolatileSlice;
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 use super::spec::{BLOCK, BLOCK_SHIFT};
+use crate::memory::GuestSlice;
 use crate::sys;
 
 /// Zeroes written per system call where the file system cannot make them itself.
@@ -167,11 +167,11 @@ impl Disk {
         (end <= self.blocks).then_some(Extent { offset: first << BLOCK_SHIFT, len: count << BLOCK_SHIFT })
     }
 
-    pub(super) fn read(&self, extent: Extent, to: &[VolatileSlice<'_, ()>]) -> io::Result<()> {
+    pub(super) fn read(&self, extent: Extent, to: &[GuestSlice<'_>]) -> io::Result<()> {
         sys::read_at(&self.file, extent.offset, to)
     }
 
-    pub(super) fn write(&self, extent: Extent, from: &[VolatileSlice<'_, ()>]) -> io::Result<()> {
+    pub(super) fn write(&self, extent: Extent, from: &[GuestSlice<'_>]) -> io::Result<()> {
         sys::write_at(&self.file, extent.offset, from)
     }
 

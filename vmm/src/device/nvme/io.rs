@@ -13,15 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use vm_memory::VolatileSlice;
-
 use super::disk::Extent;
 use super::prp;
 use super::queue::{Fault, SubmissionQueue};
 use super::shared::Shared;
 use super::spec::{ALL_NAMESPACES, BLOCK_SHIFT, Command, MAX_TRANSFER, NAMESPACE, Status, io_opcode};
 use crate::device::STACK;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, GuestSlice};
 
 /// Most commands in one batch, and most bytes before it ends.
 ///
@@ -217,7 +215,7 @@ impl Server {
         &self,
         memory: &'a GuestMemory,
         command: &Command,
-        slices: &mut Vec<VolatileSlice<'a, ()>>,
+        slices: &mut Vec<GuestSlice<'a>>,
     ) -> Result<Outcome, Status> {
         command.check_flags()?;
         let broadcast = command.opcode == io_opcode::FLUSH && command.namespace == ALL_NAMESPACES;
@@ -245,7 +243,7 @@ impl Server {
         &self,
         memory: &'a GuestMemory,
         command: &Command,
-        slices: &mut Vec<VolatileSlice<'a, ()>>,
+        slices: &mut Vec<GuestSlice<'a>>,
         write: bool,
     ) -> Result<Outcome, Status> {
         if (u64::from(command.low(12)) + 1) << BLOCK_SHIFT > MAX_TRANSFER {
@@ -274,7 +272,7 @@ impl Server {
         &self,
         memory: &'a GuestMemory,
         command: &Command,
-        slices: &mut Vec<VolatileSlice<'a, ()>>,
+        slices: &mut Vec<GuestSlice<'a>>,
     ) -> Result<Outcome, Status> {
         let mut buffer = [0; MAX_RANGES * RANGE_SIZE];
         let ranges = &mut buffer[..(usize::from(command.low(10) & 0xff) + 1) * RANGE_SIZE];

@@ -1,9 +1,9 @@
 //! Physical region pages: where in guest memory a command's data lies (4.3).
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::spec::{PAGE, Status};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, GuestSlice};
 
 /// Size of one PRP entry.
 const ENTRY: u64 = 8;
@@ -20,7 +20,7 @@ pub(super) fn map<'a>(
     prp1: u64,
     prp2: u64,
     len: u64,
-    slices: &mut Vec<VolatileSlice<'a, ()>>,
+    slices: &mut Vec<GuestSlice<'a>>,
 ) -> Result<(), Status> {
     if !prp1.is_multiple_of(DATA_ALIGNMENT) {
         return Err(Status::PRP_OFFSET);
@@ -71,7 +71,7 @@ fn follow_lists(gather: &mut Gather<'_, '_>, list: u64, mut left: u64) -> Result
 /// Joins pages that follow each other into one slice: fewer buffers for the host kernel to walk.
 struct Gather<'a, 's> {
     memory: &'a GuestMemory,
-    slices: &'s mut Vec<VolatileSlice<'a, ()>>,
+    slices: &'s mut Vec<GuestSlice<'a>>,
     start: u64,
     len: u64,
 }
@@ -100,7 +100,7 @@ impl Gather<'_, '_> {
 }
 
 /// Copies `data` into the slices, as far as they reach.
-pub(super) fn scatter(slices: &[VolatileSlice<'_, ()>], data: &[u8]) {
+pub(super) fn scatter(slices: &[GuestSlice<'_>], data: &[u8]) {
     let mut rest = data;
     for slice in slices {
         let (now, later) = rest.split_at(slice.len().min(rest.len()));
@@ -110,7 +110,7 @@ pub(super) fn scatter(slices: &[VolatileSlice<'_, ()>], data: &[u8]) {
 }
 
 /// Copies the bytes of the slices into `data`, as far as they reach.
-pub(super) fn gather(slices: &[VolatileSlice<'_, ()>], data: &mut [u8]) {
+pub(super) fn gather(slices: &[GuestSlice<'_>], data: &mut [u8]) {
     let mut at = 0;
     for slice in slices {
         at += slice.copy_to(&mut data[at..]);
@@ -127,7 +127,7 @@ mod tests {
     fn layout(ram: &GuestRam, prp1: u64, prp2: u64, len: u64) -> Result<Vec<usize>, Status> {
         let mut slices = Vec::new();
         map(ram.memory(), prp1, prp2, len, &mut slices)?;
-        Ok(slices.iter().map(VolatileSlice::len).collect())
+        Ok(slices.iter().map(|slice| slice.len()).collect())
     }
 
     fn list(ram: &GuestRam, at: u64, entries: &[u64]) {
