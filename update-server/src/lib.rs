@@ -11,6 +11,7 @@
 //! | [`kernel`] | the running kernel: where it is, its memory, its modules |
 //! | [`census`] | one look at every kernel stack |
 //! | [`text_check`] | the kernel's text, held against the image |
+//! | [`watch`] | the seam for pages whose accesses are trapped |
 //! | [`addr`] | guest addresses, of which there are two kinds that must not be mixed |
 //! | [`limits`] | every bound on what an image or a guest can make us do, with its reason |
 //! | [`server`] | every patch of a guest: applied, rolled back |
@@ -37,4 +38,5 @@ mod reads;
 pub mod server;
 pub mod steps;
 pub mod text_check;
+pub mod watch;
 pub mod x86;

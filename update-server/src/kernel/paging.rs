@@ -1,11 +1,15 @@
 //! From virtual to physical addresses (Intel SDM vol. 3A, 5.5; AMD APM vol. 2, 5.3).
 
+use std::collections::HashSet;
+
 use crate::addr::{Gpa, Gva};
 use crate::guest::Memory;
 
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 /// Bits of an entry that hold a physical address; those from 52 on are flags.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -74,6 +78,31 @@ pub struct Rights {
     pub write: bool,
 }
 
+/// Most levels that there are.
+const MOST_LEVELS: usize = 5;
+
+/// The way to a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Walk {
+    /// Where it ends.
+    pub page: Page,
+    /// What may be done there.
+    pub rights: Rights,
+    /// Whether the processor has nothing left to note in the entries when it reads: all say that they were used.
+    pub accessed: bool,
+    /// Whether it has noted that the page was written to.
+    pub dirty: bool,
+    entries: [Gpa; MOST_LEVELS],
+    levels: usize,
+}
+
+impl Walk {
+    /// Every entry that was read, eight bytes each, from the topmost table down. The processor may write to them, too.
+    pub fn entries(&self) -> &[Gpa] {
+        &self.entries[..self.levels]
+    }
+}
+
 impl PageTables {
     /// Those that CR3 and CR4 name.
     pub fn new(cr3: u64, cr4: u64) -> Self {
@@ -87,12 +116,18 @@ impl PageTables {
 
     /// The page with `at`, and what may be done with it.
     pub fn page_and_rights(&self, memory: &impl Memory, at: Gva) -> Result<(Page, Rights), Unmapped> {
+        self.walk(memory, at).map(|walk| (walk.page, walk.rights))
+    }
+
+    /// The way to the page with `at`.
+    pub fn walk(&self, memory: &impl Memory, at: Gva) -> Result<Walk, Unmapped> {
         let unused = 64 - PAGE_BITS - ENTRIES_BITS * self.levels;
         if (at.0.cast_signed() << unused >> unused).cast_unsigned() != at.0 {
             return Err(Unmapped::NotCanonical(at));
         }
         let mut table = self.root;
-        let mut allowed = USER | WRITE;
+        let mut allowed = USER | WRITE | ACCESSED;
+        let (mut entries, mut levels) = ([Gpa(0); MOST_LEVELS], 0);
         for level in (1..=self.levels).rev() {
             let bits = PAGE_BITS + ENTRIES_BITS * (level - 1);
             let index = at.0 >> bits & ((1 << ENTRIES_BITS) - 1);
@@ -104,17 +139,52 @@ impl PageTables {
             if entry & PRESENT == 0 {
                 return Err(Unmapped::NotPresent { at, level });
             }
+            entries[levels] = place;
+            levels += 1;
             allowed &= entry;
             if level == 1 || level <= 3 && entry & LARGE != 0 {
                 // A large page's lowest address bits are flags.
                 let start = entry & ADDRESS & !((1 << bits) - 1);
-                let rights = Rights { user: allowed & USER != 0, write: allowed & WRITE != 0 };
-                return Ok((Page { start: Gpa(start), bits }, rights));
+                return Ok(Walk {
+                    page: Page { start: Gpa(start), bits },
+                    rights: Rights { user: allowed & USER != 0, write: allowed & WRITE != 0 },
+                    accessed: allowed & ACCESSED != 0,
+                    dirty: entry & DIRTY != 0,
+                    entries,
+                    levels,
+                });
             }
             table = Gpa(entry & ADDRESS);
         }
         // The loop ends at level 1 at the latest.
         Err(Unmapped::NotPresent { at, level: 0 })
+    }
+
+    /// Adds every table that the processor may use to `found`, by its first byte, the topmost one among them. What is there already is
+    /// not looked at again.
+    ///
+    /// Returns whether that was all of them: there are no more than `most` in the end.
+    pub fn tables(&self, memory: &impl Memory, most: usize, found: &mut HashSet<u64>) -> bool {
+        let mut rest = vec![(self.root, self.levels)];
+        while let Some((table, level)) = rest.pop() {
+            if !found.insert(table.0) {
+                continue;
+            }
+            if found.len() > most {
+                return false;
+            }
+            let mut bytes = [0; 4096];
+            if level == 1 || memory.read(table, &mut bytes).is_err() {
+                continue;
+            }
+            for entry in bytes.as_chunks::<8>().0 {
+                let entry = u64::from_le_bytes(*entry);
+                if entry & PRESENT != 0 && (level > 3 || entry & LARGE == 0) {
+                    rest.push((Gpa(entry & ADDRESS), level - 1));
+                }
+            }
+        }
+        true
     }
 
     /// The physical address of `at`.
@@ -179,6 +249,50 @@ mod tests {
         assert_eq!(rights(0x2000), Ok((false, true)));
         assert_eq!(rights(0x20_0000), Ok((false, false)));
         assert_eq!(rights(0x4000), Err(Unmapped::NotPresent { at: Gva(0x4000), level: 1 }));
+    }
+
+    #[test]
+    fn a_walk_names_its_entries_and_what_they_note() {
+        let memory = Words(vec![
+            (0x1000, 0x2027),
+            (0x2000, 0x3027),
+            (0x3000, 0x4027),
+            (0x4008, 0x5067),
+            (0x4010, 0x6007),
+        ]);
+        let tables = PageTables::new(0x1000, 0);
+        let walk = tables.walk(&memory, Gva(0x1abc)).unwrap();
+        assert_eq!(walk.entries(), [0x1000, 0x2000, 0x3000, 0x4008].map(Gpa));
+        assert_eq!((walk.page.start, walk.accessed, walk.dirty), (Gpa(0x5000), true, true));
+        let unused = tables.walk(&memory, Gva(0x2000)).unwrap();
+        assert_eq!((unused.accessed, unused.dirty), (false, false));
+    }
+
+    #[test]
+    fn all_tables_are_found_once_and_no_more_than_allowed() {
+        struct Ram(Vec<u8>);
+        impl Memory for Ram {
+            fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), NoRam> {
+                let from = usize::try_from(at.0).unwrap_or(usize::MAX);
+                let bytes = self.0.get(from..).and_then(|rest| rest.get(..into.len()));
+                bytes.map(|bytes| into.copy_from_slice(bytes)).ok_or(NoRam { at, len: into.len() })
+            }
+        }
+        let mut ram = Ram(vec![0; 0x8000]);
+        // Two ways to the same directory, one of a table to itself, a large page, one that is no RAM.
+        for (at, entry) in [(0x1000, 0x2003_u64), (0x1ff8, 0x2003), (0x2000, 0x3003), (0x3000, 0x4003)] {
+            ram.0[at..at + 8].copy_from_slice(&entry.to_le_bytes());
+        }
+        for (at, entry) in [(0x2008, 0x2003_u64), (0x3008, 0x0060_0083), (0x3010, 0x10_0003)] {
+            ram.0[at..at + 8].copy_from_slice(&entry.to_le_bytes());
+        }
+        let tables = PageTables::new(0x1000, 0);
+        let mut found = HashSet::new();
+        assert!(tables.tables(&ram, 100, &mut found));
+        let mut all: Vec<u64> = found.into_iter().collect();
+        all.sort_unstable();
+        assert_eq!(all, [0x1000, 0x2000, 0x3000, 0x4000, 0x10_0000]);
+        assert!(!tables.tables(&ram, 3, &mut HashSet::new()));
     }
 
     #[test]
