@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use lucos_vmm::config::{
     ConfigError, CpuCount, CpuProfile, DiskSpec, Draft, GuestPatches, LogLevel, MacAddress, MachineSpec,
-    MemorySize, NetSpec, SerialSpec, ValueError,
+    MemorySize, NetSpec, SerialSpec, Trapping, ValueError,
 };
 
 fn disk(path: &str, readonly: bool) -> DiskSpec {
@@ -175,6 +175,7 @@ agent = "agent.sock"
 api_socket = "api.sock"
 patch_key = ["me.pub"]
 guest_patches = "signed"
+traps = "hold-all"
 cpu_profile = "host"
 log_level = "info"
 "#;
@@ -193,6 +194,7 @@ fn whole() -> MachineSpec {
         api_socket: Some("api.sock".into()),
         patch_keys: vec!["me.pub".into()],
         guest_patches: GuestPatches::Signed,
+        traps: Trapping::HoldAll,
         cpu_profile: CpuProfile::Host,
         log_level: LogLevel::Info,
     }

@@ -6,7 +6,7 @@ use clap::{Args, ValueHint};
 
 use crate::config::{
     ConfigError, CpuCount, CpuProfile, DiskSpec, Draft, GuestPatches, LogLevel, MemorySize, NetSpec,
-    SerialSpec, parse_socket_path,
+    SerialSpec, Trapping, parse_socket_path,
 };
 
 /// Each flag is also a key of the file that `--config` names.
@@ -60,6 +60,10 @@ pub struct MachineFlags {
     #[arg(long, value_name = "POLICY")]
     guest_patches: Option<GuestPatches>,
 
+    /// How accesses to watched pages are carried out: best, second-view or hold-all [default: best]
+    #[arg(long, value_name = "WAY")]
+    traps: Option<Trapping>,
+
     /// CPU features: stock (what is safe to patch under) or host (all that KVM offers) [default: stock]
     #[arg(long, value_name = "PROFILE")]
     cpu_profile: Option<CpuProfile>,
@@ -93,6 +97,7 @@ impl MachineFlags {
             api_socket: self.api_socket,
             patch_keys: self.patch_keys,
             guest_patches: self.guest_patches,
+            traps: self.traps,
             cpu_profile: self.cpu_profile,
             log_level: self.log_level,
         }))

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::verb::Verb;
 use crate::config::MachineSpec;
 use crate::control::model::{
-    Accepted, Bucket, Counters, Histogram, PauseReport, ResumeReport, VersionInfo, VmInfo,
+    Accepted, Bucket, Counters, Histogram, PauseReport, ResumeReport, TrapReport, VersionInfo, VmInfo,
 };
 
 /// Length of the longest bar of a histogram.
@@ -32,6 +32,7 @@ pub(super) fn answer(verb: &Verb, body: &Value) -> String {
         Verb::TextCheck => read(body).map(|report| kernel::text(&report)),
         Verb::Symbols { .. } => read(body).map(|report| kernel::symbols(&report)),
         Verb::Modules { .. } => read(body).map(|report| kernel::modules(&report)),
+        Verb::Arm { .. } | Verb::Traps | Verb::Disarm => read(body).map(|report| traps(&report)),
         Verb::Openapi => None,
     };
     text.unwrap_or_else(|| super::pretty(body) + "\n")
@@ -70,6 +71,28 @@ fn counters(Counters { exits, pauses, devices }: &Counters) -> String {
     histogram(&mut text, pauses);
     for (device, counts) in devices {
         section(&mut text, device, counts.iter().map(|(name, &count)| (name.as_str(), count)));
+    }
+    text
+}
+
+fn traps(TrapReport { way, pages, counts, lost }: &TrapReport) -> String {
+    let way = match way.as_str() {
+        "second-view" => "while all other vCPUs run on",
+        "hold-all" => "with all other vCPUs held",
+        other => other,
+    };
+    let mut text = match pages.len() {
+        0 => "no page is watched\n".to_owned(),
+        1 => format!("1 page is watched; accesses are carried out {way}\n"),
+        count => format!("{count} pages are watched; accesses are carried out {way}\n"),
+    };
+    section(
+        &mut text,
+        "since the guest was started",
+        counts.iter().map(|(name, &count)| (name.as_str(), count)),
+    );
+    for page in lost {
+        let _ = writeln!(text, "no longer watched: {}: {}", page.page, page.why);
     }
     text
 }

@@ -50,6 +50,22 @@ pub enum Verb {
         #[arg(value_name = "NAME")]
         name: Option<String>,
     },
+    /// Watch pages of the guest: each access to one is carried out alone, and counted
+    Arm {
+        /// Guest physical addresses of pages, in hexadecimal
+        #[arg(value_name = "ADDRESS")]
+        pages: Vec<String>,
+        /// This many of the pages that the guest writes to most
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        busiest: usize,
+        /// Reads, too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Which pages are watched, and what was seen of them
+    Traps,
+    /// Watch no page any more
+    Disarm,
     /// End the VMM now; for the guest this is a power cut
     Shutdown,
     /// The OpenAPI description of the control API
@@ -71,6 +87,9 @@ impl Verb {
         Self::TextCheck,
         Self::Symbols { filter: None },
         Self::Modules { name: None },
+        Self::Arm { pages: Vec::new(), busiest: 0, all: false },
+        Self::Traps,
+        Self::Disarm,
         Self::Shutdown,
         Self::Openapi,
     ];
@@ -78,7 +97,12 @@ impl Verb {
     /// How its endpoint is asked.
     pub fn method(&self) -> Method {
         match self {
-            Self::Pause | Self::Resume | Self::PowerButton | Self::Shutdown => Method::Put,
+            Self::Pause
+            | Self::Resume
+            | Self::PowerButton
+            | Self::Arm { .. }
+            | Self::Disarm
+            | Self::Shutdown => Method::Put,
             _ => Method::Get,
         }
     }
@@ -98,6 +122,9 @@ impl Verb {
             Self::TextCheck => "/api/v1/vm.text-check",
             Self::Symbols { .. } => "/api/v1/vm.symbols",
             Self::Modules { .. } => "/api/v1/vm.modules",
+            Self::Arm { .. } => "/api/v1/vm.arm",
+            Self::Traps => "/api/v1/vm.traps",
+            Self::Disarm => "/api/v1/vm.disarm",
             Self::Shutdown => "/api/v1/vmm.shutdown",
             Self::Openapi => "/api/v1/openapi.json",
         }
@@ -108,6 +135,14 @@ impl Verb {
         match self {
             Self::Symbols { filter: Some(filter) } => format!("?filter={}", escaped(filter)),
             Self::Modules { name: Some(name) } => format!("?name={}", escaped(name)),
+            Self::Arm { pages, busiest, all } => {
+                let named = if pages.is_empty() {
+                    String::new()
+                } else {
+                    format!("pages={}&", escaped(&pages.join(",")))
+                };
+                format!("?{named}busiest={busiest}&all={all}")
+            }
             Self::Stacks { verify: true } => "?verify=true".to_owned(),
             _ => String::new(),
         }

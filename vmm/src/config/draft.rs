@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::values::check_socket_path;
 use super::{
     ConfigError, CpuCount, CpuProfile, DiskSpec, GuestPatches, LogLevel, MachineSpec, MemorySize, NetSpec,
-    SerialSpec, ValueError,
+    SerialSpec, Trapping, ValueError,
 };
 
 /// A configuration file is a screenful; this only keeps a mistaken `--config disk.img` out of memory.
@@ -51,6 +51,8 @@ pub struct Draft {
     /// See [`MachineSpec::guest_patches`].
     #[serde(alias = "guest-patches")]
     pub guest_patches: Option<GuestPatches>,
+    /// See [`MachineSpec::traps`].
+    pub traps: Option<Trapping>,
     /// See [`MachineSpec::cpu_profile`].
     #[serde(alias = "cpu-profile")]
     pub cpu_profile: Option<CpuProfile>,
@@ -100,6 +102,7 @@ impl Draft {
             api_socket: over.api_socket.or(self.api_socket),
             patch_keys: self.patch_keys,
             guest_patches: over.guest_patches.or(self.guest_patches),
+            traps: over.traps.or(self.traps),
             cpu_profile: over.cpu_profile.or(self.cpu_profile),
             log_level: over.log_level.or(self.log_level),
         }
@@ -121,6 +124,7 @@ impl Draft {
             api_socket: self.api_socket,
             patch_keys: self.patch_keys,
             guest_patches: self.guest_patches.unwrap_or_default(),
+            traps: self.traps.unwrap_or_default(),
             cpu_profile: self.cpu_profile.unwrap_or_default(),
             log_level: self.log_level.unwrap_or_default(),
         };

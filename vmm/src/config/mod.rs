@@ -19,7 +19,7 @@ pub use draft::Draft;
 pub use error::{ConfigError, ValueError};
 pub use values::{
     CpuCount, CpuProfile, DiskSpec, GuestPatches, LogLevel, MacAddress, MemorySize, NetSpec, SerialSpec,
-    parse_socket_path,
+    Trapping, parse_socket_path,
 };
 
 /// A virtual machine, fully described. In JSON and TOML each field has the name of its flag.
@@ -64,6 +64,9 @@ pub struct MachineSpec {
     /// Whether signed patches are taken that somebody in the guest hands in.
     #[schema(value_type = String)]
     pub guest_patches: GuestPatches,
+    /// How accesses to watched pages are carried out: `best`, `second-view` or `hold-all`.
+    #[schema(value_type = String)]
+    pub traps: Trapping,
     /// The CPU features that the guest sees: `stock` or `host`.
     #[schema(value_type = String)]
     pub cpu_profile: CpuProfile,
@@ -88,6 +91,7 @@ impl MachineSpec {
             api_socket: None,
             patch_keys: Vec::new(),
             guest_patches: GuestPatches::default(),
+            traps: Trapping::default(),
             cpu_profile: CpuProfile::default(),
             log_level: LogLevel::default(),
         }

@@ -2,8 +2,9 @@
 
 use super::model::{
     Counters, MachineState, ModuleReport, PatchInfo, PatchList, PauseReport, ResumeReport, StackReport,
-    SymbolReport, TaskReport, TextReport,
+    SymbolReport, TaskReport, TextReport, TrapReport,
 };
+use super::traps::Arming;
 use crate::config::MachineSpec;
 use crate::update::{Board, Deadline};
 
@@ -57,6 +58,15 @@ pub trait MachineControl: Send + Sync {
     /// What is known of all patches; answers at once, and tells of changes.
     fn board(&self) -> &Board;
 
+    /// Watches pages of the guest while it runs. Needs `Running`.
+    fn arm(&self, arming: &Arming) -> Result<TrapReport, ControlError>;
+
+    /// What is watched, and what was seen of it.
+    fn traps(&self) -> Result<TrapReport, ControlError>;
+
+    /// Watches nothing any more.
+    fn disarm(&self) -> Result<TrapReport, ControlError>;
+
     /// Asks the VMM to end now, as when a power cord is pulled. Must not wait for anything: the answer to
     /// the client who asked is sent after this returned.
     fn shutdown(&self);
@@ -89,6 +99,12 @@ pub enum ControlError {
     /// The guest's kernel is not one that can be looked into, or not yet.
     #[error("{why}")]
     UnknownKernel {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A page cannot be watched. Nothing has changed.
+    #[error("{why}")]
+    NotWatched {
         /// What is wrong with it.
         why: String,
     },

@@ -6,6 +6,7 @@
 //! | [`machine`] | the seam: what the API needs of the machine it controls |
 //! | `routes` | the endpoints, each with its description; the OpenAPI document is made of them |
 //! | `patches` | those for patches |
+//! | `traps` | those for watched pages |
 //! | `query` | what is asked for in particular, behind a path |
 //! | `refusal` | what a client is told when a request is not carried out |
 //! | `server` | one thread that serves all clients, with a limit on everything a client can hold |
@@ -18,7 +19,9 @@ mod query;
 mod refusal;
 mod routes;
 mod server;
+mod traps;
 
 pub use description::{openapi, openapi_json};
 pub use machine::{ControlError, MachineControl};
 pub use server::{ControlServer, ServerError};
+pub use traps::Arming;

@@ -3,6 +3,7 @@
 mod histogram;
 mod kernel;
 mod patch;
+mod traps;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,6 +18,7 @@ pub use kernel::{
     SymbolInfo, SymbolReport, TaskInfo, TaskReport, TextRange, TextReport, TextShare,
 };
 pub use patch::{AgentInfo, HolderInfo, PatchInfo, PatchList, PatchState};
+pub use traps::{LostPage, TrapReport};
 
 use crate::config::{CpuCount, MemorySize};
 

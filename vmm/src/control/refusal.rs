@@ -92,6 +92,11 @@ impl From<ControlError> for Refusal {
                 "unknown_kernel",
                 "ask again when the guest has booted the kernel that the VMM was started with",
             ),
+            ControlError::NotWatched { .. } => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "not_watched",
+                "name other pages; `lucos traps` (GET /api/v1/vm.traps) lists those that are watched",
+            ),
             ControlError::PatchRefused { code, .. } => {
                 let next_step = match code {
                     "not_trusted" => {

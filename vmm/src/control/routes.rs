@@ -27,6 +27,7 @@ use super::model::{
 use super::patches;
 use super::query::Asked;
 use super::refusal::Refusal;
+use super::traps;
 use crate::config::MachineSpec;
 
 /// How long the machine may take for one request. A pause takes milliseconds; this only bounds a hang.
@@ -70,7 +71,7 @@ impl Api {
     }
 
     /// Changes the machine, off the server's thread, after those who asked before.
-    async fn act<T, F>(&self, act: F) -> Result<T, Refusal>
+    pub(super) async fn act<T, F>(&self, act: F) -> Result<T, Refusal>
     where
         T: Send + 'static,
         F: FnOnce(&dyn MachineControl) -> Result<T, ControlError> + Send + 'static,
@@ -117,6 +118,7 @@ pub(super) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(vm_modules))
         .routes(routes!(vm_text_check))
         .merge(patches::described())
+        .merge(traps::described())
         .routes(routes!(openapi_json))
 }
 

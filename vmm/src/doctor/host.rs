@@ -4,7 +4,6 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-
 use super::facts::{CpuFacts, Facts, Virtualization};
 use super::kvm;
 use crate::memory::GuestRam;
@@ -100,7 +99,7 @@ fn nested_paging() -> Option<bool> {
 /// Makes one huge page, as guest memory is made of.
 fn collapse() -> Result<(), String> {
     let ram = GuestRam::new(HUGE_PAGE as u64).map_err(|error| error.to_string())?;
-    ram.regions().try_for_each(|region| region.collapse(0)).map_err(|error| error.to_string())
+    ram.regions().try_for_each(|region| region.protectable().collapse(0)).map_err(|error| error.to_string())
 }
 
 fn tun() -> Result<(), String> {

@@ -15,9 +15,9 @@ use crate::config::MachineSpec;
 use crate::console::ConsoleCommands;
 use crate::control::model::{
     Counters, Histogram, MachineState, ModuleReport, PatchInfo, PatchList, PauseReport, ResumeReport,
-    StackReport, SymbolReport, TaskReport, TextReport,
+    StackReport, SymbolReport, TaskReport, TextReport, TrapReport,
 };
-use crate::control::{ControlError, MachineControl};
+use crate::control::{Arming, ControlError, MachineControl};
 use crate::inspect::{self, GuestBytes, InspectError, Inspector, StillGuest};
 use crate::update::{Access, Board, Deadline, StubExits, Updates};
 
@@ -119,6 +119,14 @@ impl Controller {
         }
     }
 
+    /// The instance, whatever it does.
+    fn any_instance(&self, operation: &'static str) -> Result<Arc<Instance>, ControlError> {
+        let status = self.lock();
+        let none =
+            || ControlError::WrongState { operation, found: status.state, needed: MachineState::Running };
+        status.instance.clone().ok_or_else(none)
+    }
+
     /// Lets `look` look into the guest's kernel while the guest does what it does.
     fn look<T>(
         &self,
@@ -126,12 +134,7 @@ impl Controller {
         look: impl FnOnce(&Model, &GuestBytes<'_>) -> Result<T, InspectError>,
     ) -> Result<T, ControlError> {
         let model = self.inspector.model().map_err(refused)?;
-        let instance = self.lock().instance.clone();
-        let instance = instance.ok_or(ControlError::WrongState {
-            operation,
-            found: self.state(),
-            needed: MachineState::Running,
-        })?;
+        let instance = self.any_instance(operation)?;
         look(&model, &GuestBytes(instance.memory())).map_err(refused)
     }
 
@@ -364,6 +367,20 @@ impl MachineControl for Controller {
 
     fn board(&self) -> &Board {
         self.updates.as_ref().map_or(&self.no_patches, |updates| updates.board())
+    }
+
+    fn arm(&self, arming: &Arming) -> Result<TrapReport, ControlError> {
+        let _operation = self.operation.lock().unwrap_or_else(PoisonError::into_inner);
+        self.instance_in(MachineState::Running, "vm.arm")?.arm(arming)
+    }
+
+    fn traps(&self) -> Result<TrapReport, ControlError> {
+        Ok(self.any_instance("vm.traps")?.traps())
+    }
+
+    fn disarm(&self) -> Result<TrapReport, ControlError> {
+        let _operation = self.operation.lock().unwrap_or_else(PoisonError::into_inner);
+        self.any_instance("vm.disarm")?.disarm()
     }
 
     fn shutdown(&self) {

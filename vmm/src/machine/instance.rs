@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
+use update_server::addr::Gpa;
 use update_server::guest::Vcpu;
+use update_server::watch::{NotWatched, Watched};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -14,10 +16,12 @@ use super::MachineError;
 use super::attached::Attached;
 use super::events::Events;
 use super::host::HostSide;
+use super::trapping::{self, LostPages};
 use crate::agent::HypercallPort;
 use crate::boot::{self, BootSource, KernelImage, REBOOT_MODE};
 use crate::config::{MacAddress, MachineSpec};
-use crate::control::ControlError;
+use crate::control::model::TrapReport;
+use crate::control::{Arming, ControlError};
 use crate::device::acpi_pm::{self, AcpiPm, InterruptLine, SCI};
 use crate::device::bus::Bus;
 use crate::device::i8042::{self, I8042};
@@ -117,6 +121,7 @@ pub(super) struct Instance {
     gate: Arc<DmaGate>,
     pm: Arc<AcpiPm>,
     attached: Attached,
+    lost_pages: Arc<LostPages>,
     _huge_pages: HugePages,
 }
 
@@ -188,8 +193,11 @@ impl Instance {
         let model = CpuModel::new(&parts.kvm, spec.cpu_profile, spec.cpus.get())?;
         let sender = events.sender();
         let on_stop = move |vcpu, stop| sender.send((vcpu, stop).into());
-        let vcpus = VcpuThreads::start(&vm, &model, spec.cpus.get(), entry, Arc::new(bus), on_stop)?;
-        Ok(Arc::new(Self { vcpus, vm, gate, pm, attached, _huge_pages: huge_pages }))
+        let vcpus =
+            VcpuThreads::start(&vm, &model, spec.cpus.get(), entry, Arc::new(bus), spec.traps, on_stop)?;
+        let lost_pages = Arc::new(LostPages::default());
+        vcpus.traps().set_watcher(Arc::clone(&lost_pages) as _);
+        Ok(Arc::new(Self { vcpus, vm, gate, pm, attached, lost_pages, _huge_pages: huge_pages }))
     }
 
     /// Stops every vCPU and every device's access to guest memory, or nothing. Returns since when vCPUs stop.
@@ -241,6 +249,44 @@ impl Instance {
     /// What the devices have counted, by device.
     pub(super) fn device_counters(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
         self.attached.counters()
+    }
+
+    /// Watches pages while the guest runs.
+    pub(super) fn arm(&self, arming: &Arming) -> Result<TrapReport, ControlError> {
+        let failed = |error: KvmError| ControlError::Host { why: error.to_string() };
+        let mut busiest =
+            if arming.busiest > 0 { trapping::busiest(&self.vm).map_err(failed)? } else { Vec::new() };
+        if !busiest.is_empty() {
+            let refused = |error: NotWatched| ControlError::NotWatched { why: error.to_string() };
+            let tables = self.vcpus.page_tables().map_err(refused)?;
+            busiest.retain(|page| !arming.pages.contains(page) && !tables.contains(&page.0));
+        }
+        loop {
+            let pages: Vec<Gpa> =
+                arming.pages.iter().chain(busiest.iter().take(arming.busiest)).copied().collect();
+            match self.vcpus.set_access(&pages, Some(arming.access)) {
+                Ok(()) => return Ok(self.traps()),
+                // It has become one since, and nobody has named it: the next one is taken.
+                Err(NotWatched::Table(at) | NotWatched::Hypervisor { at, .. }) if busiest.contains(&at) => {
+                    busiest.retain(|page| *page != at);
+                }
+                Err(error) => return Err(ControlError::NotWatched { why: error.to_string() }),
+            }
+        }
+    }
+
+    /// What is watched.
+    pub(super) fn traps(&self) -> TrapReport {
+        trapping::report(self.vcpus.traps(), &self.lost_pages)
+    }
+
+    /// Watches nothing any more.
+    pub(super) fn disarm(&self) -> Result<TrapReport, ControlError> {
+        let pages = self.vcpus.traps().pages();
+        self.vcpus
+            .set_access(&pages, None)
+            .map_err(|error| ControlError::NotWatched { why: error.to_string() })?;
+        Ok(self.traps())
     }
 
     /// Ends the vCPUs for good and reads what the guest left behind.

@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod host;
 mod instance;
+mod trapping;
 
 pub use error::{GuestExit, MachineError};
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::ram::GuestMemory;
-use crate::sys::HUGE_PAGE;
+use crate::sys::{HUGE_PAGE, PAGE};
 
 /// Collapse a range once half of its base pages are in use: it never costs more than twice what was used.
 const MIN_RESIDENT: u16 = 256;
@@ -44,7 +44,7 @@ pub fn collapse_range(memory: &GuestMemory, start: u64, end: u64) -> usize {
         let Ok(last) = usize::try_from(last) else { continue };
         for offset in (first / HUGE_PAGE * HUGE_PAGE..last).step_by(HUGE_PAGE) {
             // A page on its way to the lists of its processor is busy for a moment.
-            if (0..COLLAPSE_TRIES).any(|_| region.collapse(offset).is_ok()) {
+            if (0..COLLAPSE_TRIES).any(|_| region.protectable().collapse(offset).is_ok()) {
                 collapsed += 1;
             }
         }
@@ -185,10 +185,12 @@ impl Watch {
                     let address = region.start_addr().0 + offset as u64;
                     collapsed += collapse_range(&self.memory, address + HUGE_PAGE as u64, address + len);
                 }
-                if resident[0] < MIN_RESIDENT {
+                // What is watched is protected page by page, and stays on small ones.
+                let is_watched = || region.marks().watches_any_of(offset / PAGE, HUGE_PAGE / PAGE);
+                if resident[0] < MIN_RESIDENT || is_watched() {
                     continue;
                 }
-                match region.collapse(offset) {
+                match region.protectable().collapse(offset) {
                     Ok(()) => {
                         *range = Range::Huge;
                         collapsed += 1;
@@ -199,6 +201,8 @@ impl Watch {
                             error.raw_os_error(),
                             Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)
                         ) => {}
+                    // Watched since it was looked.
+                    Err(_) if is_watched() => {}
                     Err(error) => return Err(error),
                 }
             }

@@ -75,6 +75,11 @@ impl Marks {
         self.watched.get(page)
     }
 
+    /// Whether any of `count` pages from `first` on is watched.
+    pub fn watches_any_of(&self, first: usize, count: usize) -> bool {
+        self.any.load(Ordering::SeqCst) && (first..first + count).any(|page| self.is_watched(page))
+    }
+
     /// Whether anything was marked since this was last asked.
     pub fn take_news(&self) -> bool {
         self.news.load(Ordering::SeqCst) && self.news.swap(false, Ordering::SeqCst)

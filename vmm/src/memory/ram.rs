@@ -80,15 +80,6 @@ impl RamRegion {
     pub fn marks(&self) -> &Marks {
         &self.marks
     }
-
-    /// Asks for one huge page behind the 2 MiB from `offset` on, for the guest as it runs.
-    pub fn collapse(&self, offset: usize) -> io::Result<()> {
-        // A range without any page is refused, so one is made first; not by way of *P*, where it may be protected.
-        let first =
-            self.writable.slice(offset, 1).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        first.copy_to(&mut [0_u8]);
-        self.protectable.collapse(offset)
-    }
 }
 
 impl GuestMemoryRegion for RamRegion {

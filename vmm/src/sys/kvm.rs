@@ -2,9 +2,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_msi, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_bindings::{
+    KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_X86_USER_SPACE_MSR, KVM_GUESTDBG_BLOCKIRQ, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_msi, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 
 use super::vcpu::VcpuRun;
 use super::{HUGE_PAGE, View};
@@ -47,6 +52,7 @@ pub struct GuestVm {
     ram: GuestRam,
     address_spaces: u32,
     sync_regs: bool,
+    traps: AtomicBool,
 }
 
 impl GuestVm {
@@ -65,22 +71,29 @@ impl GuestVm {
         let address_spaces =
             u32::try_from(fd.check_extension_raw(CAP_MULTI_ADDRESS_SPACE)).unwrap_or(0).max(1);
         let sync_regs = fd.check_extension(Cap::SyncRegs);
-        let vm = Self { fd, ram, address_spaces, sync_regs };
+        let vm = Self { fd, ram, address_spaces, sync_regs, traps: AtomicBool::new(false) };
         for (slot, region) in (0..).zip(vm.ram.regions()) {
             let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
-            vm.add_slot(slot, 0, start, region.protectable())?;
+            vm.set_slot(slot, 0, start, region.protectable(), 0)?;
             if address_spaces > 1 {
-                vm.add_slot(slot, 1, start, region.second())?;
+                vm.set_slot(slot, 1, start, region.second(), 0)?;
             }
         }
         Ok(Arc::new(vm))
     }
 
-    fn add_slot(&self, slot: u32, space: u32, start: u64, mapping: &View) -> Result<(), KvmError> {
+    fn set_slot(
+        &self,
+        slot: u32,
+        space: u32,
+        start: u64,
+        mapping: &View,
+        flags: u32,
+    ) -> Result<(), KvmError> {
         debug_assert!(mapping.host_address().is_multiple_of(HUGE_PAGE as u64));
         let region = kvm_userspace_memory_region {
             slot: slot | (space << ADDRESS_SPACE_SHIFT),
-            flags: 0,
+            flags,
             guest_phys_addr: start,
             memory_size: mapping.len() as u64,
             userspace_addr: mapping.host_address(),
@@ -114,6 +127,61 @@ impl GuestVm {
     /// Whether KVM can leave a vCPU's registers in shared memory when the vCPU leaves the guest.
     pub fn has_sync_regs(&self) -> bool {
         self.sync_regs
+    }
+
+    /// Whether guest memory is protected anywhere, so that a vCPU's whole state is asked for at each of its exits.
+    pub fn traps(&self) -> bool {
+        self.traps.load(Ordering::Relaxed)
+    }
+
+    /// Says so; a vCPU that is in the guest already still leaves without its state.
+    pub fn set_traps(&self, traps: bool) {
+        self.traps.store(traps, Ordering::Relaxed);
+    }
+
+    /// Whether KVM can keep interrupts from a vCPU while it carries out one instruction (`KVM_CAP_SET_GUEST_DEBUG2`, KVM api.rst
+    /// 7.28).
+    pub fn can_block_interrupts(&self) -> bool {
+        let flags = self.fd.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into());
+        u32::try_from(flags).is_ok_and(|flags| flags & KVM_GUESTDBG_BLOCKIRQ != 0)
+    }
+
+    /// Makes writes of the guest to these model-specific registers, 16 at most, leave to this VMM (KVM api.rst 4.97, 7.21).
+    pub fn watch_msrs(&self, indices: &[u32]) -> Result<(), KvmError> {
+        let enable = kvm_enable_cap {
+            cap: KVM_CAP_X86_USER_SPACE_MSR,
+            args: [u64::from(KVM_MSR_EXIT_REASON_FILTER), 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        self.fd.enable_cap(&enable).map_err(KvmError::of("KVM_ENABLE_CAP, user space MSRs"))?;
+        // Each has a range of its own, with one bit that says "not allowed". KVM reads whole words.
+        let bitmap = [0; 8];
+        let range =
+            |&base| MsrFilterRange { flags: MsrFilterRangeFlags::WRITE, base, msr_count: 1, bitmap: &bitmap };
+        let ranges: Vec<MsrFilterRange<'_>> = indices.iter().map(range).collect();
+        self.fd
+            .set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
+            .map_err(KvmError::of("KVM_X86_SET_MSR_FILTER"))
+    }
+
+    /// Makes KVM note which pages the guest writes to, or no longer (KVM api.rst 4.35, `KVM_MEM_LOG_DIRTY_PAGES`).
+    pub fn log_writes(&self, on: bool) -> Result<(), KvmError> {
+        let flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        for (slot, region) in (0..).zip(self.ram.regions()) {
+            let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
+            self.set_slot(slot, 0, start, region.protectable(), flags)?;
+        }
+        Ok(())
+    }
+
+    /// The pages, by their number in the range of RAM `slot` with `len` bytes, that were written to since this was last asked (KVM
+    /// api.rst 4.8).
+    pub fn written_pages(&self, slot: u32, len: usize) -> Result<Vec<usize>, KvmError> {
+        let words = self.fd.get_dirty_log(slot, len).map_err(KvmError::of("KVM_GET_DIRTY_LOG"))?;
+        let of_word = |(index, word): (usize, u64)| {
+            (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| index * 64 + bit)
+        };
+        Ok(words.into_iter().enumerate().filter(|(_, word)| *word != 0).flat_map(of_word).collect())
     }
 
     /// Whether the second view exists: a second memslot address space, backed by a mapping of its own.

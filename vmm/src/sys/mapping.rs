@@ -202,11 +202,14 @@ impl View {
 
     /// Asks the kernel to back the huge page at `offset` (a multiple of [`HUGE_PAGE`]) with one huge page.
     ///
-    /// Needs Linux 6.1 on the host; older kernels answer `EINVAL`, and so do newer ones for a range without any
-    /// page, and for one whose pages are protected in different ways.
+    /// Needs Linux 6.1 on the host; older kernels answer `EINVAL`, and so do newer ones for a range of which this view has no page
+    /// yet, so one is asked for first, and for one whose pages are protected in different ways.
     pub fn collapse(&self, offset: usize) -> io::Result<()> {
         let start = self.0.at(offset, HUGE_PAGE).filter(|_| offset.is_multiple_of(HUGE_PAGE));
         let start = start.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        // What comes of it is seen below. Where the page may not be read, this fails and does nothing.
+        // SAFETY: the page lies in the view; MADV_POPULATE_READ does not change its contents.
+        unsafe { libc::madvise(start.cast(), PAGE, libc::MADV_POPULATE_READ) };
         // SAFETY: the range lies in the view; MADV_COLLAPSE does not change its contents.
         let result = unsafe { libc::madvise(start.cast(), HUGE_PAGE, MADV_COLLAPSE) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

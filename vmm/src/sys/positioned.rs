@@ -22,7 +22,9 @@ pub fn read_at<B: BitmapSlice>(file: &File, offset: u64, slices: &[VolatileSlice
         unsafe { libc::preadv(file.as_raw_fd(), buffers, count, offset) }
     });
     // What failed may have written as well.
-    slices.iter().for_each(|slice| slice.bitmap().mark_dirty(0, slice.len()));
+    for slice in slices {
+        slice.bitmap().mark_dirty(0, slice.len());
+    }
     done
 }
 

@@ -4,12 +4,13 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_RUN_X86_SMM, kvm_regs, kvm_run, kvm_sregs,
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
+    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_WRMSR, KVM_RUN_X86_SMM, KVM_SYNC_X86_EVENTS,
+    KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{Error as KvmErrno, SyncReg, VcpuFd};
 use update_server::x86::stub;
@@ -48,21 +49,57 @@ pub fn install_kick_handler() -> io::Result<()> {
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
+/// Gets one vCPU out of the guest, from any thread.
+#[derive(Debug, Default)]
+pub struct Kick(Mutex<Option<libc::pthread_t>>);
+
+impl Kick {
+    /// Sends [`kick_signal`] to the thread that runs the vCPU, if one does.
+    pub fn send(&self) -> io::Result<()> {
+        let thread = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(thread) = *thread else { return Ok(()) };
+        // SAFETY: the thread is there: it takes itself out of here, under the lock, before it ends.
+        let error = unsafe { libc::pthread_kill(thread, kick_signal()) };
+        if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+    }
+
+    fn set(&self, thread: Option<libc::pthread_t>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = thread;
+    }
+}
+
+/// A vCPU's registers, and what is about to be delivered to it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct VcpuState {
+    /// General registers, RIP and flags.
+    pub regs: kvm_regs,
+    /// Segments, tables and control registers.
+    pub sregs: kvm_sregs,
+    /// Exceptions, interrupts and NMIs on their way (KVM api.rst 4.31).
+    pub events: kvm_vcpu_events,
+}
+
 /// A vCPU and the machine that it belongs to.
 #[derive(Debug)]
 pub struct VcpuRun {
     fd: VcpuFd,
     vm: Arc<GuestVm>,
+    kick: Arc<Kick>,
 }
 
 impl VcpuRun {
     pub(super) fn new(fd: VcpuFd, vm: Arc<GuestVm>) -> Self {
-        Self { fd, vm }
+        Self { fd, vm, kick: Arc::default() }
     }
 
     /// The descriptor, for register access.
     pub fn fd(&self) -> &VcpuFd {
         &self.fd
+    }
+
+    /// What gets it out of the guest.
+    pub fn kick(&self) -> &Arc<Kick> {
+        &self.kick
     }
 
     /// A second way to this vCPU, for others than its thread.
@@ -86,7 +123,9 @@ impl VcpuRun {
         // SAFETY: `run` points to the mapped `kvm_run`; only an address is computed.
         let flag = unsafe { &raw mut (*run).immediate_exit };
         IMMEDIATE_EXIT.with(|cell| cell.set(flag));
-        Attached { vcpu: self }
+        // SAFETY: the call only names the calling thread.
+        self.kick.set(Some(unsafe { libc::pthread_self() }));
+        Attached { vcpu: self, left: 0 }
     }
 }
 
@@ -110,10 +149,13 @@ impl VcpuPeer {
 #[derive(Debug)]
 pub struct Attached<'a> {
     vcpu: &'a mut VcpuRun,
+    /// What of its state KVM has left in shared memory: `KVM_SYNC_X86_*`.
+    left: u32,
 }
 
 impl Drop for Attached<'_> {
     fn drop(&mut self) {
+        self.vcpu.kick.set(None);
         IMMEDIATE_EXIT.with(|cell| cell.set(ptr::null_mut()));
     }
 }
@@ -128,17 +170,24 @@ impl Attached<'_> {
     ///
     /// An error is KVM's own; a signal or kick is [`VmExit::Interrupted`].
     pub fn run(&mut self) -> io::Result<VmExit<'_>> {
-        self.leave_registers(false);
-        self.enter()
+        let state = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS;
+        self.leave(if self.vcpu.vm.traps() { state } else { 0 });
+        self.enter(false)
     }
 
-    fn enter(&mut self) -> io::Result<VmExit<'_>> {
+    /// The same while the vCPU is made to carry out one instruction, perhaps in the second view.
+    pub fn step(&mut self) -> io::Result<VmExit<'_>> {
+        self.leave(KVM_SYNC_X86_REGS);
+        self.enter(true)
+    }
+
+    fn enter(&mut self, in_second_view: bool) -> io::Result<VmExit<'_>> {
         // A stale reason must not be taken for this run's: KVM leaves it alone when it fails (seen on 6.1).
         self.vcpu.fd.get_kvm_run().exit_reason = 0;
         let result = self.vcpu.fd.run().map(drop).map_err(KvmErrno::errno);
         // Before anything else: where the guest is matters more than why it left, and KVM may report no more
         // than EIO of a machine that it gave up on its way there.
-        if self.in_smm() {
+        if !in_second_view && self.in_smm() {
             return Ok(VmExit::SystemManagement);
         }
         match result {
@@ -149,6 +198,7 @@ impl Attached<'_> {
             }
             // A vCPU that waits for its first INIT or SIPI (KVM api.rst 4.10).
             Err(libc::EAGAIN) => Ok(VmExit::Interrupted),
+            Err(libc::EFAULT) => Ok(VmExit::Trapped),
             Err(errno) => Err(io::Error::from_raw_os_error(errno)),
         }
     }
@@ -158,28 +208,60 @@ impl Attached<'_> {
     /// [`VmExit::Interrupted`] means that nothing is pending: registers can be read. Anything else is a
     /// further exit of the same instruction, to be served before this is called again.
     pub fn drain(&mut self) -> io::Result<VmExit<'_>> {
-        self.leave_registers(self.vcpu.vm.has_sync_regs());
+        self.leave(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS);
         self.vcpu.fd.set_kvm_immediate_exit(1);
-        self.enter()
+        self.enter(false)
+    }
+
+    /// What the last exit was, once more; it is served as any other.
+    pub fn last_exit(&mut self) -> VmExit<'_> {
+        self.decode()
     }
 
     /// The registers as they were when [`Attached::drain`] found that nothing is pending, if KVM has left them. They cost no call.
     pub fn registers(&self) -> Option<(kvm_regs, kvm_sregs)> {
-        self.vcpu.vm.has_sync_regs().then(|| {
+        let both = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+        (self.left & both == both).then(|| {
             let left = self.vcpu.fd.sync_regs();
             (left.regs, left.sregs)
         })
     }
 
-    /// Whether KVM is to leave the registers in the memory that it shares with this VMM (KVM api.rst 6.74, `KVM_CAP_SYNC_REGS`).
-    fn leave_registers(&mut self, leave: bool) {
-        for registers in [SyncReg::Register, SyncReg::SystemRegister] {
-            if leave {
-                self.vcpu.fd.set_sync_valid_reg(registers);
-            } else {
-                self.vcpu.fd.clear_sync_valid_reg(registers);
-            }
+    /// The whole state at the last exit.
+    pub fn state(&self) -> io::Result<VcpuState> {
+        let all = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS;
+        if self.left & all == all {
+            let left = self.vcpu.fd.sync_regs();
+            return Ok(VcpuState { regs: left.regs, sregs: left.sregs, events: left.events });
         }
+        let fd = &self.vcpu.fd;
+        let read =
+            || Ok(VcpuState { regs: fd.get_regs()?, sregs: fd.get_sregs()?, events: fd.get_vcpu_events()? });
+        read().map_err(|error: KvmErrno| io::Error::from_raw_os_error(error.errno()))
+    }
+
+    /// The general registers at the last exit.
+    pub fn general_registers(&self) -> io::Result<kvm_regs> {
+        if self.left & KVM_SYNC_X86_REGS != 0 {
+            return Ok(self.vcpu.fd.sync_regs().regs);
+        }
+        self.vcpu.fd.get_regs().map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    }
+
+    /// Puts the general registers where the guest gets them on the next entry; before that, nobody else sees them.
+    pub fn set_general_registers(&mut self, regs: &kvm_regs) -> io::Result<()> {
+        if self.vcpu.vm.has_sync_regs() {
+            self.vcpu.fd.sync_regs_mut().regs = *regs;
+            self.vcpu.fd.set_sync_dirty_reg(SyncReg::Register);
+            return Ok(());
+        }
+        self.vcpu.fd.set_regs(regs).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    }
+
+    /// What KVM is to leave in the memory that it shares with this VMM (KVM api.rst 6.74, `KVM_CAP_SYNC_REGS`).
+    fn leave(&mut self, parts: u32) {
+        self.left = if self.vcpu.vm.has_sync_regs() { parts } else { 0 };
+        self.vcpu.fd.get_kvm_run().kvm_valid_regs = u64::from(self.left);
     }
 
     /// Puts the answer to a [`VmExit::Hypercall`] or [`VmExit::Tombstone`], which was the last exit, where the guest gets it on the
@@ -189,6 +271,16 @@ impl Attached<'_> {
             && data.len() == size_of_val(&value)
         {
             data.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+
+    /// Lets the guest see a general protection fault instead of what a [`VmExit::MsrWrite`], which was the last exit, asked for.
+    pub fn refuse_msr(&mut self) {
+        let run = self.vcpu.fd.get_kvm_run();
+        if run.exit_reason == KVM_EXIT_X86_WRMSR {
+            // SAFETY: `exit_reason` says that `msr` is the valid member of the union.
+            let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+            msr.error = 1;
         }
     }
 
@@ -253,6 +345,14 @@ impl Attached<'_> {
                 } else {
                     VmExit::MmioWrite { address: mmio.phys_addr, data }
                 }
+            }
+            KVM_EXIT_DEBUG => VmExit::Stepped,
+            KVM_EXIT_X86_WRMSR => {
+                // SAFETY: `exit_reason` says that `msr` is the valid member of the union.
+                let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+                // The guest sees no exception, unless whoever serves this says so.
+                msr.error = 0;
+                VmExit::MsrWrite { index: msr.index, value: msr.data }
             }
             KVM_EXIT_SHUTDOWN => VmExit::Shutdown,
             KVM_EXIT_INTR => VmExit::Interrupted,

@@ -45,6 +45,18 @@ pub enum VmExit<'a> {
         /// What is written; up to 8 bytes.
         data: &'a [u8],
     },
+    /// The guest did to a page of RAM what its protection forbids (KVM api.rst 4.10, `KVM_RUN` fails with `EFAULT`); it is in
+    /// front of the instruction, or in the middle of delivering an event.
+    Trapped,
+    /// One instruction was carried out, as was asked for (KVM api.rst 4.87, `KVM_GUESTDBG_SINGLESTEP`).
+    Stepped,
+    /// Writes to a model-specific register that is watched.
+    MsrWrite {
+        /// Which one.
+        index: u32,
+        /// What.
+        value: u64,
+    },
     /// A triple fault (Intel SDM vol. 3A, 6.15, "double fault").
     Shutdown,
     /// KVM could not go on: an instruction that it cannot emulate, or worse.
@@ -85,6 +97,12 @@ pub enum ExitKind {
     MmioRead,
     /// [`VmExit::MmioWrite`].
     MmioWrite,
+    /// [`VmExit::Trapped`].
+    Trapped,
+    /// [`VmExit::Stepped`].
+    Stepped,
+    /// [`VmExit::MsrWrite`].
+    MsrWrite,
     /// [`VmExit::Interrupted`].
     Interrupted,
     /// Everything that ends a guest.
@@ -93,13 +111,16 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// All kinds, with the names that the API shows.
-    pub const NAMES: [(Self, &'static str); 8] = [
+    pub const NAMES: [(Self, &'static str); 11] = [
         (Self::PortIn, "port_in"),
         (Self::PortOut, "port_out"),
         (Self::Hypercall, "hypercall"),
         (Self::Tombstone, "tombstone"),
         (Self::MmioRead, "mmio_read"),
         (Self::MmioWrite, "mmio_write"),
+        (Self::Trapped, "trapped"),
+        (Self::Stepped, "stepped"),
+        (Self::MsrWrite, "msr_write"),
         (Self::Interrupted, "interrupted"),
         (Self::Fatal, "fatal"),
     ];
@@ -115,6 +136,9 @@ impl VmExit<'_> {
             Self::Tombstone => ExitKind::Tombstone,
             Self::MmioRead { .. } => ExitKind::MmioRead,
             Self::MmioWrite { .. } => ExitKind::MmioWrite,
+            Self::Trapped => ExitKind::Trapped,
+            Self::Stepped => ExitKind::Stepped,
+            Self::MsrWrite { .. } => ExitKind::MsrWrite,
             Self::Interrupted => ExitKind::Interrupted,
             Self::Shutdown
             | Self::SystemManagement

@@ -9,6 +9,7 @@
 //!  Dead (waits, so that its registers stay readable) <------- stop ---------+--> ended
 //! ```
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +17,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_regs, kvm_sregs};
-use update_server::addr::Gva;
+use update_server::addr::{Gpa, Gva};
 use update_server::guest::Vcpu;
+use update_server::kernel::paging::PageTables;
+use update_server::watch::{Access, NotWatched, Watched};
 use update_server::x86::stub;
-use vmm_sys_util::signal::Killable;
 
 use super::caller::caller;
 use super::cpuid::CpuModel;
@@ -30,14 +32,19 @@ use super::tombstones::{Met, TOMBSTONE_PORT, Tombstones};
 use super::{msr, regs};
 use crate::agent::HypercallPort;
 use crate::boot::BootEntry;
+use crate::config::Trapping;
 use crate::device::bus::Bus;
 use crate::device::pci::PciBus;
+use crate::inspect::GuestBytes;
 use crate::sys::kvm::{GuestVm, KvmError};
-use crate::sys::vcpu::{Attached, VcpuPeer, VcpuRun, kick_signal};
+use crate::sys::vcpu::{Attached, Kick, VcpuPeer, VcpuRun};
+use crate::trap::{After, Traps};
 use crate::update::StubExits;
 
 /// Stack of a vCPU thread. Exit handlers neither recurse nor keep large buffers on the stack.
 const STACK: usize = 256 << 10;
+/// Page tables of a guest that are looked through, 4 KiB each: as many as map 512 GiB in small pages.
+const MOST_TABLES: usize = 1 << 18;
 /// Further exits of one instruction while its I/O is completed: a string instruction leaves once for each page
 /// of its buffer (KVM's PIO buffer is one page), so 65,536 units end long before this.
 const DRAIN_LIMIT: usize = 1 << 17;
@@ -74,7 +81,21 @@ impl PortsAndMemory {
             VmExit::MmioWrite { address, data } => {
                 self.pci.write_memory(address, data);
             }
-            VmExit::Interrupted | VmExit::Hypercall | VmExit::Tombstone | VmExit::Stub { .. } => {}
+            VmExit::Interrupted
+            | VmExit::Hypercall
+            | VmExit::Tombstone
+            | VmExit::Stub { .. }
+            | VmExit::MsrWrite { .. } => {}
+            VmExit::Trapped => {
+                return Err(GuestStop::Stuck(
+                    "memory that the host cannot give it (KVM_RUN: EFAULT)".to_owned(),
+                ));
+            }
+            VmExit::Stepped => {
+                return Err(GuestStop::Stuck(
+                    "one instruction was carried out, which nobody asked for".to_owned(),
+                ));
+            }
             VmExit::Shutdown => return Err(GuestStop::TripleFault),
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
             VmExit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, data } => {
@@ -128,6 +149,7 @@ impl ExitCounters {
 /// What every vCPU thread of a machine shares.
 struct Shared {
     rendezvous: Rendezvous,
+    traps: Traps,
     bus: Arc<PortsAndMemory>,
     /// What each vCPU has left in its registers when it was parked.
     registers: Vec<Mutex<Option<(kvm_regs, kvm_sregs)>>>,
@@ -140,6 +162,7 @@ pub struct VcpuThreads {
     threads: Mutex<Vec<JoinHandle<()>>>,
     counters: Vec<Arc<ExitCounters>>,
     peers: Vec<VcpuPeer>,
+    kicks: Vec<Arc<Kick>>,
 }
 
 impl fmt::Debug for VcpuThreads {
@@ -158,6 +181,7 @@ impl VcpuThreads {
         cpus: u8,
         entry: BootEntry,
         bus: Arc<PortsAndMemory>,
+        trapping: Trapping,
         on_stop: impl Fn(u8, GuestStop) + Send + Sync + 'static,
     ) -> Result<Self, KvmError> {
         let mut vcpus = Vec::with_capacity(usize::from(cpus));
@@ -176,14 +200,17 @@ impl VcpuThreads {
         }
         let peers = vcpus.iter().map(VcpuRun::peer).collect::<io::Result<_>>();
         let peers = peers.map_err(|source| KvmError { call: "a second descriptor of a vCPU", source })?;
+        let kicks: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(vcpu.kick())).collect();
+        let traps = Traps::new(vm, &kicks, trapping)?;
         let rendezvous = Rendezvous::default();
         let registers = vcpus.iter().map(|_| Mutex::default()).collect();
-        let shared = Arc::new(Shared { rendezvous, bus, registers, on_stop: Box::new(on_stop) });
+        let shared = Arc::new(Shared { rendezvous, traps, bus, registers, on_stop: Box::new(on_stop) });
         let this = Self {
             shared,
             threads: Mutex::default(),
             counters: vcpus.iter().map(|_| Arc::default()).collect(),
             peers,
+            kicks,
         };
         for (id, vcpu) in (0..).zip(vcpus) {
             let shared = Arc::clone(&this.shared);
@@ -224,6 +251,31 @@ impl VcpuThreads {
                 tracing::error!("a vCPU thread panicked; this is a bug");
             }
         }
+        self.shared.traps.end();
+    }
+
+    /// The accesses that are trapped.
+    pub fn traps(&self) -> &Traps {
+        &self.shared.traps
+    }
+
+    /// Every page table that a vCPU uses, by its first byte. Stops the vCPUs for the moment that it takes to see where they begin.
+    pub fn page_tables(&self) -> Result<HashSet<u64>, NotWatched> {
+        let failed = |error: &dyn fmt::Display| NotWatched::Host(error.to_string());
+        self.pause().map_err(|error| failed(&error))?;
+        let vcpus = self.snapshots();
+        self.resume();
+        let memory = self.shared.traps.memory();
+        let mut found = HashSet::new();
+        for vcpu in vcpus.map_err(|error| failed(&error))?.into_iter().filter(|vcpu| vcpu.started) {
+            let tables = PageTables::new(vcpu.cr3, vcpu.cr4);
+            if !tables.tables(&GuestBytes(memory), MOST_TABLES, &mut found) {
+                return Err(NotWatched::Host(format!(
+                    "the guest has more than {MOST_TABLES} page tables, too many to look through"
+                )));
+            }
+        }
+        Ok(found)
     }
 
     /// What every vCPU was doing when it was paused. Only while a pause is held; KVM would let this wait otherwise.
@@ -241,8 +293,8 @@ impl VcpuThreads {
     }
 
     fn kick(&self) {
-        for thread in self.lock_threads().iter().filter(|thread| !thread.is_finished()) {
-            if let Err(error) = thread.kill(kick_signal()) {
+        for kick in &self.kicks {
+            if let Err(error) = kick.send() {
                 tracing::error!("cannot signal a vCPU thread: {error}");
             }
         }
@@ -250,6 +302,13 @@ impl VcpuThreads {
 
     fn lock_threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watched for VcpuThreads {
+    fn set_access(&self, pages: &[Gpa], access: Option<Access>) -> Result<(), NotWatched> {
+        let tables = if access.is_some() { self.page_tables()? } else { HashSet::new() };
+        self.shared.traps.set_access(pages, access, &tables)
     }
 }
 
@@ -270,7 +329,7 @@ fn run_thread(id: u8, mut vcpu: VcpuRun, shared: &Shared, counters: &ExitCounter
     let mut vcpu = vcpu.attach();
     loop {
         let stop = match running(id, &mut vcpu, shared, counters) {
-            Ok(()) => drain(&mut vcpu, shared, counters).err(),
+            Ok(()) => drain(id, &mut vcpu, shared, counters).err(),
             Err(stop) => Some(stop),
         };
         if let Some(stop) = stop {
@@ -305,33 +364,68 @@ fn running(
     counters: &ExitCounters,
 ) -> Result<(), GuestStop> {
     while !shared.rendezvous.requested() {
-        let exit = vcpu.run().map_err(|error| kvm_run_failed(&error))?;
+        shared.traps.enter(id);
+        let exit = vcpu.run();
+        shared.traps.leave(id);
+        let exit = exit.map_err(|error| kvm_run_failed(&error))?;
         counters.count(exit.kind());
         match exit {
-            VmExit::Hypercall => serve_hypercall(vcpu, &shared.bus.hypercalls)?,
+            VmExit::Interrupted => {}
             VmExit::Tombstone => serve_tombstone(id, vcpu, shared, counters)?,
-            VmExit::Stub { value } => serve_stub(vcpu, &shared.bus, value)?,
-            other => shared.bus.serve(other)?,
+            VmExit::Trapped => {
+                if shared.traps.trapped(id, vcpu)? == After::Serve {
+                    counters.count(vcpu.last_exit().kind());
+                    serve(id, vcpu, shared)?;
+                }
+            }
+            VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
+            _ => serve(id, vcpu, shared)?,
         }
     }
     Ok(())
 }
 
+/// Serves the last exit, unless it is one for which the vCPU may be put elsewhere.
+fn serve(id: u8, vcpu: &mut Attached<'_>, shared: &Shared) -> Result<(), GuestStop> {
+    let emulated = match vcpu.last_exit() {
+        VmExit::MmioRead { address, .. } | VmExit::MmioWrite { address, .. } => shared.traps.is_ram(address),
+        _ => false,
+    };
+    if emulated {
+        let regs = vcpu.general_registers().map_err(|error| GuestStop::Stuck(error.to_string()))?;
+        shared.traps.emulated(id, regs.rip, vcpu.last_exit());
+        return Ok(());
+    }
+    match vcpu.last_exit() {
+        VmExit::Hypercall => serve_hypercall(vcpu, &shared.bus.hypercalls),
+        // A further one of the same instruction is a string's.
+        VmExit::Tombstone => {
+            read_nothing(vcpu, shared);
+            Ok(())
+        }
+        VmExit::Stub { value } => serve_stub(vcpu, &shared.bus, value),
+        VmExit::MsrWrite { index, value } => {
+            shared.traps.write_msr(id, vcpu, index, value);
+            Ok(())
+        }
+        other => shared.bus.serve(other),
+    }
+}
+
 /// Completes the I/O of the last exit, so that the registers are those after its instruction.
-fn drain(vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounters) -> Result<(), GuestStop> {
+fn drain(id: u8, vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounters) -> Result<(), GuestStop> {
     for _ in 0..DRAIN_LIMIT {
-        let exit = vcpu.drain().map_err(|error| kvm_run_failed(&error))?;
-        if matches!(exit, VmExit::Interrupted) {
-            return Ok(());
-        }
-        counters.count(exit.kind());
+        // KVM writes to guest memory for it.
+        shared.traps.enter(id);
+        let exit = vcpu.drain();
+        shared.traps.leave(id);
+        let exit = exit.map_err(|error| kvm_run_failed(&error))?;
         match exit {
-            VmExit::Hypercall => serve_hypercall(vcpu, &shared.bus.hypercalls)?,
-            // A further one of the same instruction is a string's.
-            VmExit::Tombstone => read_nothing(vcpu, shared),
-            VmExit::Stub { value } => serve_stub(vcpu, &shared.bus, value)?,
-            other => shared.bus.serve(other)?,
+            VmExit::Interrupted => return Ok(()),
+            VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
+            exit => counters.count(exit.kind()),
         }
+        serve(id, vcpu, shared)?;
     }
     Err(GuestStop::Stuck(format!("one instruction left the guest more than {DRAIN_LIMIT} times")))
 }
@@ -358,7 +452,7 @@ fn serve_tombstone(
         let segments = vcpu.fd().get_sregs().map_err(KvmError::of("KVM_GET_SREGS")).map_err(stuck)?;
         // The privilege level is that of the stack's segment.
         if segments.ss.dpl == 0 && shared.bus.tombstones.meet(Met { vcpu: id, rip: before.rip }) {
-            drain(vcpu, shared, counters)?;
+            drain(id, vcpu, shared, counters)?;
             return vcpu.fd().set_regs(&before).map_err(KvmError::of("KVM_SET_REGS")).map_err(stuck);
         }
     }

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use lucos_vmm::config::MachineSpec;
 use lucos_vmm::control::model::{
-    Counters, Difference, Effort, FrameInfo, HolderInfo, MachineState, ModuleInfo, ModuleReport, PatchInfo,
-    PatchList, PatchState, PauseReport, ResumeReport, SiteInfo, SiteTable, StackInfo, StackReport,
-    SymbolInfo, SymbolReport, TaskInfo, TaskReport, TextRange, TextReport, TextShare,
+    Counters, Difference, Effort, FrameInfo, HolderInfo, LostPage, MachineState, ModuleInfo, ModuleReport,
+    PatchInfo, PatchList, PatchState, PauseReport, ResumeReport, SiteInfo, SiteTable, StackInfo, StackReport,
+    SymbolInfo, SymbolReport, TaskInfo, TaskReport, TextRange, TextReport, TextShare, TrapReport,
 };
-use lucos_vmm::control::{ControlError, MachineControl};
+use lucos_vmm::control::{Arming, ControlError, MachineControl};
 use lucos_vmm::update::{Board, Deadline};
 
 /// A machine that only keeps a state.
@@ -129,6 +129,26 @@ impl MachineControl for Scripted {
 
     fn tasks(&self) -> Result<TaskReport, ControlError> {
         Err(ControlError::UnknownKernel { why: "no kernel yet".into() })
+    }
+
+    fn arm(&self, arming: &Arming) -> Result<TrapReport, ControlError> {
+        self.needs("vm.arm", MachineState::Running)?;
+        if arming.pages.iter().any(|page| page.0 % 4096 != 0) {
+            return Err(ControlError::NotWatched { why: "that is no page".into() });
+        }
+        let mut pages: Vec<String> = arming.pages.iter().map(ToString::to_string).collect();
+        pages.extend((0..arming.busiest).map(|page| format!("{:#x}", page << 12)));
+        Ok(TrapReport { pages, ..self.traps()? })
+    }
+
+    fn traps(&self) -> Result<TrapReport, ControlError> {
+        let lost = vec![LostPage { page: "0x5000".into(), why: "it is a table".into() }];
+        let counts = [("accesses".to_owned(), 12)].into();
+        Ok(TrapReport { way: "second-view".into(), pages: Vec::new(), counts, lost })
+    }
+
+    fn disarm(&self) -> Result<TrapReport, ControlError> {
+        self.traps()
     }
 
     fn symbols(&self, filter: Option<&str>) -> Result<SymbolReport, ControlError> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::Kvm;
 use lucos_vmm::agent::{AgentEvents, AgentLink, HypercallPort};
 use lucos_vmm::boot::{self, BootSource, KernelImage};
-use lucos_vmm::config::CpuProfile;
+use lucos_vmm::config::{CpuProfile, Trapping};
 use lucos_vmm::device::bus::{Bus, BusDevice};
 use lucos_vmm::device::pci::PciBus;
 use lucos_vmm::memory::GuestRam;
@@ -101,6 +101,16 @@ impl Vcpus {
         cpus: u8,
         devices: &[(u64, u64, Arc<dyn BusDevice>)],
     ) -> Self {
+        Self::start_as(program, cpus, devices, Trapping::Best)
+    }
+
+    /// With a way to carry out what is trapped.
+    pub(crate) fn start_as(
+        program: &Program,
+        cpus: u8,
+        devices: &[(u64, u64, Arc<dyn BusDevice>)],
+        trapping: Trapping,
+    ) -> Self {
         super::need_kvm();
         install_kick_handler().unwrap();
         let kvm = Kvm::new().unwrap();
@@ -136,7 +146,7 @@ impl Vcpus {
         let stops = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&stops);
         let on_stop = move |id, stop| heard.lock().unwrap().push((id, stop));
-        let threads = VcpuThreads::start(&vm, &model, cpus, entry, Arc::new(bus), on_stop).unwrap();
+        let threads = VcpuThreads::start(&vm, &model, cpus, entry, Arc::new(bus), trapping, on_stop).unwrap();
         Self { threads, vm, ports, link, changes, tombstones, met, results, stops }
     }
 

@@ -16,4 +16,4 @@ pub use net::{MacAddress, NetSpec};
 pub use serial::SerialSpec;
 pub(super) use socket::check_socket_path;
 pub use socket::parse_socket_path;
-pub use words::{CpuProfile, GuestPatches, LogLevel};
+pub use words::{CpuProfile, GuestPatches, LogLevel, Trapping};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     CpuCount, CpuProfile, DiskSpec, GuestPatches, LogLevel, MacAddress, MemorySize, NetSpec, SerialSpec,
+    Trapping,
 };
 
 /// Written as the flag spells it.
@@ -19,7 +20,7 @@ macro_rules! serialized_as_text {
     )+};
 }
 
-serialized_as_text!(MacAddress, SerialSpec, CpuProfile, GuestPatches, LogLevel);
+serialized_as_text!(MacAddress, SerialSpec, CpuProfile, GuestPatches, LogLevel, Trapping);
 
 /// Read as the flag spells it, or as a number or table where the type has that form.
 macro_rules! deserialized_from_text {
@@ -74,6 +75,7 @@ deserialized_from_text! {
     SerialSpec: "\"tty\", \"null\" or \"file=PATH\"";
     CpuProfile: "\"stock\" or \"host\"";
     GuestPatches: "\"refuse\" or \"signed\"";
+    Trapping: "\"best\", \"second-view\" or \"hold-all\"";
     LogLevel: "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
 }
 

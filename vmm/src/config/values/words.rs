@@ -60,6 +60,20 @@ pub enum GuestPatches {
 
 words!(GuestPatches { Refuse => "refuse", Signed => "signed" });
 
+/// How accesses to watched pages of the guest are carried out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Trapping {
+    /// In the second view where KVM has one, else with all other vCPUs held.
+    #[default]
+    Best,
+    /// In the second view, or not at all.
+    SecondView,
+    /// With all other vCPUs held, whatever KVM has.
+    HoldAll,
+}
+
+words!(Trapping { Best => "best", SecondView => "second-view", HoldAll => "hold-all" });
+
 /// How much the VMM logs to standard error.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LogLevel {

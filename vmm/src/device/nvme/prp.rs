@@ -127,7 +127,7 @@ mod tests {
     fn layout(ram: &GuestRam, prp1: u64, prp2: u64, len: u64) -> Result<Vec<usize>, Status> {
         let mut slices = Vec::new();
         map(ram.memory(), prp1, prp2, len, &mut slices)?;
-        Ok(slices.iter().map(|slice| slice.len()).collect())
+        Ok(slices.iter().map(vm_memory::VolatileSlice::len).collect())
     }
 
     fn list(ram: &GuestRam, at: u64, entries: &[u64]) {

@@ -1,0 +1,179 @@
+//! What is done behind a step: what it left in the guest that is not the guest's is taken out, and its accesses are told.
+
+use std::io;
+
+use iced_x86::{FlowControl, Mnemonic};
+use kvm_bindings::kvm_regs;
+use update_server::addr::{Gpa, Gva};
+use update_server::watch::{By, Kind};
+
+use super::armed::ArmedPages;
+use super::decode::FlagsGo;
+use super::in_place::TF;
+use super::look::Look;
+use super::ram::Ram;
+use super::space::Space;
+use crate::sys::vcpu::{Attached, VcpuState};
+
+/// DR6.BS: a debug exception comes of a single step (Intel SDM vol. 3B, 18.2.3).
+const DR6_BS: u64 = 1 << 14;
+/// The vector of a debug exception.
+const DEBUG: u8 = 1;
+/// The bits of DR7 (Intel SDM vol. 3B, 18.2.4) that make a breakpoint of the guest's active.
+const DR7_ENABLE: u64 = 0xff;
+/// Where IRETQ finds the flags, from the top of the stack.
+const IRET_FLAGS: u64 = 16;
+
+/// What has to be known of the state in front of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Before {
+    rip: u64,
+    /// Whether the guest steps through its code itself.
+    guest_steps: bool,
+    /// Whether the instruction begins that: it takes flags from the stack, and the trap flag is among them.
+    begins_to_step: bool,
+    /// Where PUSHF puts the byte of the flags that has the trap flag.
+    pushed: Option<Gpa>,
+}
+
+impl Before {
+    pub(super) fn note(space: Option<&Space<'_>>, look: &mut Look, ram: &Ram, state: &VcpuState) -> Self {
+        let mut before = Self {
+            rip: state.regs.rip,
+            guest_steps: state.regs.rflags & TF != 0,
+            begins_to_step: false,
+            pushed: None,
+        };
+        let (Some(space), Some(decoded)) = (space, look.decoded.clone()) else { return before };
+        let flags_at = match decoded.instruction.mnemonic() {
+            Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => Some(0),
+            Mnemonic::Iretq => Some(IRET_FLAGS),
+            Mnemonic::Iretd => Some(IRET_FLAGS / 2),
+            _ => None,
+        };
+        let mut flags = [0; 2];
+        if let Some(offset) = flags_at
+            && look.read(space, ram, space.linear(space.regs.rsp.wrapping_add(offset)), &mut flags)
+        {
+            before.begins_to_step = u64::from(u16::from_le_bytes(flags)) & TF != 0;
+        }
+        if decoded.flags_go == FlagsGo::Pushed
+            && let Some(operand) = decoded.operands.iter().find(|operand| operand.writes)
+            && let Some(at) = operand.memory.virtual_address(0, |register, _, _| space.value(register))
+            && let at = Gva(at.wrapping_add(1))
+            && let Some(walk) = look.walk(space, ram, at)
+        {
+            before.pushed = Some(walk.page.physical(at));
+        }
+        before
+    }
+}
+
+/// An instruction was carried out, or one iteration of it.
+pub(super) fn instruction(
+    before: &Before,
+    space: Option<&Space<'_>>,
+    look: &Look,
+    pages: &mut ArmedPages,
+    vcpu: &mut Attached<'_>,
+    mut regs: kvm_regs,
+    by: By,
+) -> io::Result<()> {
+    if let Some(at) = before.pushed.filter(|_| !before.guest_steps)
+        && let Some(slice) = pages.ram.slice(at, 1)
+    {
+        let mut byte = [0_u8];
+        slice.copy_to(&mut byte);
+        slice.copy_from(&[byte[0] & !(TF >> 8).to_le_bytes()[0]]);
+    }
+    let decoded = look.decoded.as_ref();
+    let mut changed = false;
+    if decoded.is_some_and(|decoded| decoded.flags_go == FlagsGo::R11) && !before.guest_steps {
+        regs.r11 &= !TF;
+        changed = true;
+    }
+    if before.guest_steps || before.begins_to_step {
+        // KVM takes the flag away with its own.
+        let pops = decoded.is_some_and(|decoded| {
+            let mnemonic = decoded.instruction.mnemonic();
+            matches!(
+                mnemonic,
+                Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq | Mnemonic::Iretd | Mnemonic::Iretq
+            )
+        });
+        if before.begins_to_step || !pops {
+            regs.rflags |= TF;
+            changed = true;
+        }
+    }
+    if changed {
+        vcpu.set_general_registers(&regs)?;
+    }
+    if before.guest_steps {
+        raise_debug_exception(vcpu)?;
+    }
+    // Where it goes on tells whether a handler has run in between.
+    let strayed = decoded.is_none_or(|decoded| {
+        let goes_on = decoded.instruction.flow_control() == FlowControl::Next;
+        goes_on && regs.rip != decoded.instruction.next_ip() && regs.rip != before.rip
+    });
+    let unchanged = tell(look, pages, by, strayed);
+    // Another vCPU may have changed the instruction, or where it leads to, after it was looked at: then something else was written.
+    if unchanged && !space.is_some_and(|space| look.is_still_so(space, &pages.ram)) {
+        pages.tally.compared += 1;
+        pages.compare_all(by);
+    }
+    Ok(())
+}
+
+/// An event was delivered; the vCPU is in front of its handler.
+pub(super) fn delivery(look: &Look, pages: &mut ArmedPages, regs: &kvm_regs, by: By) {
+    // Its stack tells whether it is the event that was foreseen: there may have been an exception on the way.
+    tell(look, pages, by, look.frame != Some(Gva(regs.rsp)));
+}
+
+/// Something else came in the middle: what was written is told, and no more.
+pub(super) fn partly(look: &Look, pages: &mut ArmedPages, by: By) {
+    for part in look.parts.iter().filter(|part| part.kind == Kind::Write) {
+        pages.compare_part(part.at, part.len, by);
+    }
+    if look.others {
+        pages.compare_all(by);
+    }
+}
+
+/// Returns whether something should have been written that is as it was.
+fn tell(look: &Look, pages: &mut ArmedPages, by: By, strayed: bool) -> bool {
+    let mut unchanged = false;
+    for part in &look.parts {
+        let changed = match part.kind {
+            Kind::Write if !part.exact => pages.compare_part(part.at, part.len, by),
+            kind => pages.tell(part.at, part.len, kind, by),
+        };
+        unchanged |= part.kind == Kind::Write && !changed;
+    }
+    if look.others || strayed {
+        pages.tally.compared += 1;
+        pages.compare_all(by);
+        return false;
+    }
+    unchanged
+}
+
+/// Whether the guest has breakpoints that a store could hit.
+pub(super) fn has_breakpoints(vcpu: &Attached<'_>) -> bool {
+    vcpu.fd().get_debug_regs().is_ok_and(|registers| registers.dr7 & DR7_ENABLE != 0)
+}
+
+/// The exception that a guest waits for which steps through its own code.
+fn raise_debug_exception(vcpu: &Attached<'_>) -> io::Result<()> {
+    let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
+    let mut registers = vcpu.fd().get_debug_regs().map_err(failed)?;
+    registers.dr6 |= DR6_BS;
+    vcpu.fd().set_debug_regs(&registers).map_err(failed)?;
+    let mut events = vcpu.fd().get_vcpu_events().map_err(failed)?;
+    // Nothing else is written back.
+    events.flags = 0;
+    (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, DEBUG, 0);
+    vcpu.fd().set_vcpu_events(&events).map_err(failed)
+}

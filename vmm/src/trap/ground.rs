@@ -1,0 +1,172 @@
+//! Where one vCPU carries out what was trapped: where the watched pages are open to it and to nobody else.
+//!
+//! Either in the second view, while all others run on; or, where KVM has none, in the first one, while all others are kept out of the
+//! guest. In both, the table of interrupts or the handlers' pages are closed, so that the vCPU comes back before a handler runs.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::KVM_VCPUEVENT_VALID_SMM;
+use kvm_ioctls::VcpuFd;
+use update_server::addr::Gpa;
+use update_server::watch::Access;
+
+use super::armed::ArmedPages;
+use super::doors::Doors;
+use super::ram::Ram;
+use crate::sys::vcpu::Attached;
+use crate::sys::{PAGE, Protection, View};
+
+/// One of the two.
+#[derive(Debug)]
+pub(super) enum Ground {
+    /// The second view. What is closed there stays so from step to step.
+    SecondView { closed: BTreeSet<u64> },
+    /// The first view, with all others held.
+    AllHeld {
+        doors: Arc<Doors>,
+        /// Pages that are protected otherwise than they will be when the others go on.
+        changed: BTreeSet<u64>,
+    },
+}
+
+/// What a step needs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plan<'a> {
+    /// Pages to be closed, if the instruction does not need them.
+    pub(super) close: &'a [Gpa],
+    /// Pages that it needs.
+    pub(super) need: &'a [Gpa],
+    /// Whether it may need any other that is watched.
+    pub(super) others: bool,
+}
+
+impl Ground {
+    pub(super) fn second_view() -> Self {
+        Self::SecondView { closed: BTreeSet::new() }
+    }
+
+    pub(super) fn all_held(doors: &Arc<Doors>) -> Self {
+        Self::AllHeld { doors: Arc::clone(doors), changed: BTreeSet::new() }
+    }
+
+    /// Puts the vCPU there.
+    pub(super) fn enter(
+        &mut self,
+        vcpu: &Attached<'_>,
+        plan: Plan<'_>,
+        pages: &ArmedPages,
+    ) -> io::Result<()> {
+        let close = |page: &&Gpa| !plan.need.contains(page);
+        match self {
+            Self::SecondView { closed } => {
+                // What else is closed there is in nobody's way, unless it is needed.
+                for page in plan.need.iter().filter(|page| closed.contains(&page.0)) {
+                    protect(&pages.ram, page.0, Protection::Open, second)?;
+                }
+                closed.retain(|page| !plan.need.contains(&Gpa(*page)));
+                for page in plan.close.iter().filter(close).filter(|page| !closed.contains(&page.0)) {
+                    protect(&pages.ram, page.0, Protection::Closed, second)?;
+                }
+                closed.extend(plan.close.iter().filter(close).map(|page| page.0));
+                set_system_management(vcpu.fd(), true)
+            }
+            Self::AllHeld { doors, changed } => {
+                doors.close().map_err(|count| {
+                    io::Error::other(format!("{count} vCPUs did not come out of the guest"))
+                })?;
+                let need = plan.need.iter().map(|page| page.0).filter(|page| pages.pages.contains_key(page));
+                let open: Vec<u64> =
+                    if plan.others { pages.pages.keys().copied().collect() } else { need.collect() };
+                for page in open {
+                    changed.insert(page);
+                    protect(&pages.ram, page, Protection::Open, first)?;
+                }
+                for page in plan.close.iter().filter(close) {
+                    changed.insert(page.0);
+                    protect(&pages.ram, page.0, Protection::Closed, first)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Opens everything, for a step that needs more than was known.
+    pub(super) fn open_all(&mut self, pages: &ArmedPages) -> io::Result<()> {
+        match self {
+            Self::SecondView { closed } => {
+                closed.iter().try_for_each(|&page| protect(&pages.ram, page, Protection::Open, second))?;
+                closed.clear();
+            }
+            Self::AllHeld { changed, .. } => {
+                changed.extend(pages.pages.keys());
+                changed.iter().try_for_each(|&page| protect(&pages.ram, page, Protection::Open, first))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the vCPU away from there. What cannot be closed again is reported; the vCPU has left in any case.
+    pub(super) fn leave(&mut self, vcpu: &Attached<'_>, pages: &ArmedPages) -> io::Result<()> {
+        match self {
+            Self::SecondView { .. } => set_system_management(vcpu.fd(), false),
+            Self::AllHeld { doors, changed } => {
+                let again = changed.iter().try_for_each(|&page| {
+                    let access = pages.pages.get(&page).map(|armed| armed.access);
+                    protect(&pages.ram, page, protection(access), first)
+                });
+                changed.clear();
+                doors.open();
+                again
+            }
+        }
+    }
+
+    /// Opens what is closed for no step in particular; when nothing is watched any more.
+    pub(super) fn rest(&mut self, ram: &Ram) -> io::Result<()> {
+        let Self::SecondView { closed } = self else { return Ok(()) };
+        let closed = std::mem::take(closed);
+        closed.iter().try_for_each(|&page| protect(ram, page, Protection::Open, second))
+    }
+}
+
+/// How a page is protected in the first view.
+pub(super) fn protection(access: Option<Access>) -> Protection {
+    match access {
+        None => Protection::Open,
+        Some(Access::Writes) => Protection::ReadOnly,
+        Some(Access::All) => Protection::Closed,
+    }
+}
+
+/// The view that the guest runs on.
+pub(super) fn first(region: &crate::memory::RamRegion) -> &View {
+    region.protectable()
+}
+
+fn second(region: &crate::memory::RamRegion) -> &View {
+    region.second()
+}
+
+fn protect(
+    ram: &Ram,
+    page: u64,
+    protection: Protection,
+    view: impl Fn(&crate::memory::RamRegion) -> &View,
+) -> io::Result<()> {
+    // What is no RAM cannot be protected, and needs not be: an access to it leaves by itself.
+    let Some((region, offset)) = ram.region(Gpa(page), PAGE) else { return Ok(()) };
+    view(region).protect(offset, PAGE, protection)
+}
+
+/// KVM uses its second address space for a vCPU whose system management flag is set (KVM api.rst 4.35). The flag can be set without
+/// anything else that comes with that mode (KVM api.rst 4.32, `KVM_SET_VCPU_EVENTS`).
+fn set_system_management(fd: &VcpuFd, on: bool) -> io::Result<()> {
+    let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
+    let mut events = fd.get_vcpu_events().map_err(failed)?;
+    // Nothing else is written back: an NMI may have come meanwhile.
+    events.flags = KVM_VCPUEVENT_VALID_SMM;
+    events.smi.smm = u8::from(on);
+    fd.set_vcpu_events(&events).map_err(failed)
+}

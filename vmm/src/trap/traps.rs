@@ -1,0 +1,398 @@
+//! Every trapped access of one guest, in the one order in which they take effect.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::FairMutex;
+use update_server::addr::{Gpa, Gva};
+use update_server::watch::{Accessed, By, Kind, Lost, Watcher};
+
+use super::alarm::Alarm;
+use super::armed::ArmedPages;
+use super::decode::Decodings;
+use super::doors::Doors;
+use super::finish::{self, Before};
+use super::frame;
+use super::ground::{self, Ground, Plan};
+use super::handlers::{Handlers, table_pages};
+use super::hypervisor::{self, HypervisorPages};
+use super::in_place;
+use super::look::Look;
+use super::ram::Ram;
+use super::space::Space;
+use super::tally::Tally;
+use super::trip::{Ended, Trip};
+use crate::config::Trapping;
+use crate::memory::GuestMemory;
+use crate::sys::kvm::{GuestVm, KvmError};
+use crate::sys::vcpu::{Attached, Kick, VcpuState};
+use crate::sys::{PAGE, Protection};
+use crate::vcpu::{GuestStop, VmExit};
+
+/// How often in a row a vCPU may come from one place without anything that can be done for it. Twice is usual: what it touched is no
+/// longer watched when it is looked at.
+const IN_VAIN: u32 = 64;
+
+/// What the vCPU's thread does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// Lets the guest run on.
+    GoOn,
+    /// Serves the last exit, which is not that of a trap.
+    Serve,
+}
+
+/// What all vCPUs share, of which only one at a time does anything.
+pub(super) struct Order {
+    pub(super) pages: ArmedPages,
+    pub(super) ground: Result<Ground, String>,
+    pub(super) hypervisor: HypervisorPages,
+    handlers: Handlers,
+    decodings: Decodings,
+    look: Look,
+    /// From where each vCPU came in vain, and how often.
+    in_vain: Vec<(u64, u32)>,
+}
+
+/// The traps of one guest.
+pub struct Traps {
+    pub(super) vm: Arc<GuestVm>,
+    pub(super) order: FairMutex<Order>,
+    pub(super) alarm: Alarm,
+    /// Where vCPUs can be held, if they have to be.
+    doors: Option<Arc<Doors>>,
+    /// Whether doors are to be passed: while anything is watched.
+    pub(super) passing: AtomicBool,
+    blocks_interrupts: bool,
+}
+
+/// Hears nothing.
+struct Nobody;
+
+impl Watcher for Nobody {
+    fn accessed(&self, _: &Accessed<'_>) {}
+
+    fn lost(&self, page: Gpa, why: &Lost) {
+        tracing::warn!("the page at {page} is no longer watched: {why}");
+    }
+}
+
+impl Traps {
+    /// Nothing is watched yet. `kicks` has one for each vCPU, by number.
+    pub fn new(vm: &Arc<GuestVm>, kicks: &[Arc<Kick>], trapping: Trapping) -> Result<Self, KvmError> {
+        let second = vm.has_second_view() && vm.has_system_management();
+        let held = trapping == Trapping::HoldAll || trapping == Trapping::Best && !second;
+        let doors = held.then(|| Arc::new(Doors::new(kicks)));
+        let ground = match &doors {
+            Some(doors) => Ok(Ground::all_held(doors)),
+            None if second => Ok(Ground::second_view()),
+            None => {
+                Err("this KVM has no second address space, and `--traps second-view` allows nothing else"
+                    .into())
+            }
+        };
+        // Before the first vCPU runs: what it named to KVM earlier would not be known.
+        let ground = match vm.watch_msrs(&hypervisor::watched()) {
+            Ok(()) => ground,
+            Err(error) => Err(format!("where KVM itself writes cannot be told: {error}")),
+        };
+        let alarm =
+            Alarm::start(kicks).map_err(|source| KvmError { call: "a thread that watches steps", source })?;
+        Ok(Self {
+            vm: Arc::clone(vm),
+            order: FairMutex::new(Order {
+                pages: ArmedPages::new(Ram(vm.ram().clone()), Arc::new(Nobody)),
+                ground,
+                hypervisor: HypervisorPages::default(),
+                handlers: Handlers::default(),
+                decodings: Decodings::new(),
+                look: Look::default(),
+                in_vain: vec![(0, 0); kicks.len()],
+            }),
+            alarm,
+            doors,
+            passing: AtomicBool::new(false),
+            blocks_interrupts: vm.can_block_interrupts(),
+        })
+    }
+
+    /// The guest's RAM.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        self.vm.ram().memory()
+    }
+
+    /// Who hears of accesses from now on.
+    pub fn set_watcher(&self, watcher: Arc<dyn Watcher>) {
+        self.order.lock().pages.set_watcher(watcher);
+    }
+
+    /// What there was so far.
+    pub fn tally(&self) -> Tally {
+        self.order.lock().pages.tally
+    }
+
+    /// What is watched: first bytes, in their order.
+    pub fn pages(&self) -> Vec<Gpa> {
+        self.order.lock().pages.pages.keys().copied().map(Gpa).collect()
+    }
+
+    /// Whether steps are made in the second view, so that no vCPU waits for another's.
+    pub fn leave_others_alone(&self) -> bool {
+        self.doors.is_none()
+    }
+
+    /// A vCPU is about to enter the guest.
+    pub fn enter(&self, id: u8) {
+        if let Some(doors) = &self.doors {
+            doors.enter(usize::from(id));
+        }
+    }
+
+    /// It has left.
+    pub fn leave(&self, id: u8) {
+        if let Some(doors) = &self.doors {
+            doors.leave(usize::from(id));
+        }
+    }
+
+    /// Whether an address without a device is RAM after all: an access to it that leaves the guest is one of KVM's emulator to a
+    /// protected page.
+    pub fn is_ram(&self, address: u64) -> bool {
+        let regions = self.vm.ram().layout().ranges();
+        regions.iter().any(|range| (range.start..range.start + range.len).contains(&address))
+    }
+
+    /// Does for a vCPU what it was trapped at, and tells of it.
+    pub fn trapped(&self, id: u8, vcpu: &mut Attached<'_>) -> Result<After, GuestStop> {
+        let mut order = self.order.lock();
+        let state = vcpu.state().map_err(|error| stuck(&error))?;
+        order.pages.tell_marks();
+        let space = Space::of(&state);
+        let injected = frame::injected(&state.events);
+        order.look(space.as_ref(), injected);
+        if !order.look.tables.is_empty() {
+            let tables = std::mem::take(&mut order.look.tables);
+            for page in tables {
+                self.lose(&mut order, page, &Lost::Table);
+            }
+            return Ok(After::GoOn);
+        }
+        if order.look.parts.is_empty() && !order.look.others && order.comes_in_vain(id, state.regs.rip)? {
+            return Ok(After::GoOn);
+        }
+        if order.pages.pages.is_empty() {
+            order.comes_in_vain(id, state.regs.rip)?;
+            return Ok(After::GoOn);
+        }
+        let by = By::Vcpu { id: id.into(), rip: Gva(state.regs.rip) };
+        if injected.is_none()
+            && state.events.interrupt.shadow == 0
+            && let Some(space) = &space
+            && !finish::has_breakpoints(vcpu)
+        {
+            let Order { look, pages, .. } = &mut *order;
+            if let Some(regs) = in_place::carry_out(space, look, pages, by) {
+                vcpu.set_general_registers(&regs).map_err(|error| stuck(&error))?;
+                order.pages.tally.in_place += 1;
+                order.in_vain[usize::from(id)] = (0, 0);
+                return Ok(After::GoOn);
+            }
+        }
+        self.step(&mut order, id, vcpu, &state, space.as_ref(), by)
+    }
+
+    fn step(
+        &self,
+        order: &mut Order,
+        id: u8,
+        vcpu: &mut Attached<'_>,
+        state: &VcpuState,
+        space: Option<&Space<'_>>,
+        by: By,
+    ) -> Result<After, GuestStop> {
+        let Order { pages, ground, handlers, look, .. } = order;
+        let Ok(ground) = ground else { return Ok(After::GoOn) };
+        let injected = frame::injected(&state.events);
+        let interrupts = look.decoded.as_ref().is_some_and(|decoded| decoded.interrupts);
+        let delivers = injected.is_some() || interrupts;
+        let tables =
+            space.filter(|_| !delivers).map(|space| table_pages(space, &pages.ram)).unwrap_or_default();
+        let close = match space {
+            Some(space) if delivers => handlers.of(space, &pages.ram),
+            _ => &tables,
+        };
+        let before = Before::note(space, look, &pages.ram, state);
+        let trip = Trip {
+            vcpu: usize::from(id),
+            state,
+            delivers,
+            plan: Plan { close, need: &look.pages, others: look.others },
+            blocks_interrupts: self.blocks_interrupts,
+        };
+        let ended = trip.make(vcpu, ground, pages, &self.alarm).map_err(|error| stuck(&error))?;
+        order.in_vain[usize::from(id)] = (0, 0);
+        let Order { pages, look, .. } = order;
+        match ended {
+            Ended::Done(regs) => {
+                pages.tally.stepped += 1;
+                finish::instruction(&before, space, look, pages, vcpu, *regs, by)
+                    .map_err(|error| stuck(&error))?;
+            }
+            Ended::Delivered(regs) => {
+                pages.tally.delivered += 1;
+                finish::delivery(look, pages, &regs, by);
+            }
+            Ended::Before => {
+                pages.tally.unfinished += 1;
+                finish::partly(look, pages, by);
+            }
+            Ended::Outside => {
+                pages.tally.unfinished += 1;
+                finish::partly(look, pages, by);
+                return Ok(After::Serve);
+            }
+            Ended::Escaped(why) => {
+                pages.compare_all(By::Unseen);
+                let all: Vec<Gpa> = pages.pages.keys().copied().map(Gpa).collect();
+                let why = Lost::Escaped { vcpu: id.into(), why };
+                for page in all {
+                    self.lose(order, page, &why);
+                }
+            }
+        }
+        Ok(After::GoOn)
+    }
+
+    /// Serves an access of KVM's own emulator to RAM that is protected: of what was the last exit.
+    pub fn emulated(&self, id: u8, rip: u64, exit: VmExit<'_>) {
+        let by = By::Vcpu { id: id.into(), rip: Gva(rip) };
+        let mut order = self.order.lock();
+        order.pages.tell_marks();
+        let pages = &mut order.pages;
+        match exit {
+            VmExit::MmioWrite { address, data } => {
+                // KVM cuts such accesses at the ends of pages (arch/x86/kvm/x86.c, `emulator_read_write`).
+                if let Some(slice) = pages.ram.slice(Gpa(address), data.len()) {
+                    slice.copy_from(data);
+                    pages.tally.emulated += 1;
+                    pages.tell(Gpa(address), data.len(), Kind::Write, by);
+                }
+            }
+            VmExit::MmioRead { address, data } => {
+                if let Some(slice) = pages.ram.slice(Gpa(address), data.len()) {
+                    slice.copy_to(data);
+                    pages.tally.emulated += 1;
+                    pages.tell(Gpa(address), data.len(), Kind::Read, by);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Writes a register that may name a page to KVM, for the guest.
+    pub fn write_msr(&self, id: u8, vcpu: &mut Attached<'_>, index: u32, value: u64) {
+        let mut order = self.order.lock();
+        if let Some(named) = hypervisor::named(index, value) {
+            for page in named.pages {
+                if order.pages.pages.contains_key(&page.0) {
+                    order.pages.tell_marks();
+                    order.pages.compare(page, By::Unseen);
+                    self.lose(&mut order, page, &Lost::Hypervisor { what: named.what });
+                }
+            }
+        }
+        if hypervisor::write(vcpu.fd(), index, value) {
+            order.hypervisor.set(id, index, value);
+        } else {
+            vcpu.refuse_msr();
+        }
+    }
+
+    /// No vCPU runs any more.
+    pub fn end(&self) {
+        let mut order = self.order.lock();
+        let all: Vec<Gpa> = order.pages.pages.keys().copied().map(Gpa).collect();
+        for page in all {
+            self.lose(&mut order, page, &Lost::Ended);
+        }
+    }
+
+    /// Watches a page no longer, and says why.
+    fn lose(&self, order: &mut Order, page: Gpa, why: &Lost) {
+        if order.pages.pages.remove(&page.0).is_none() {
+            return;
+        }
+        if let Some((region, offset)) = order.pages.ram.region(page, PAGE) {
+            region.marks().watch(offset / PAGE, false);
+            if let Err(error) = ground::first(region).protect(offset, PAGE, Protection::Open) {
+                tracing::error!("the page at {page} cannot be opened again: {error}");
+            }
+        }
+        order.pages.tally.lost += 1;
+        let watcher = Arc::clone(order.pages.watcher());
+        watcher.lost(page, why);
+        self.settle(order);
+    }
+
+    /// Does what the first page and the last one bring with them.
+    pub(super) fn settle(&self, order: &mut Order) {
+        let any = !order.pages.pages.is_empty();
+        if any == self.passing.load(Ordering::Relaxed) {
+            return;
+        }
+        self.vm.set_traps(any);
+        self.passing.store(any, Ordering::SeqCst);
+        self.alarm.watch(any);
+        order.pages.ram.0.regions().for_each(|region| region.marks().watch_any(any));
+        if !any
+            && let Ok(ground) = &mut order.ground
+            && let Err(error) = ground.rest(&order.pages.ram)
+        {
+            tracing::error!("the second view cannot be opened again: {error}");
+        }
+    }
+}
+
+impl Order {
+    fn look(&mut self, space: Option<&Space<'_>>, injected: Option<frame::Injected>) {
+        let Self { look, pages, decodings, .. } = self;
+        look.clear();
+        match (space, injected) {
+            (Some(space), None) => look.at_instruction(space, &pages.ram, decodings),
+            (Some(space), Some(event)) => {
+                frame::foresee(look, space, &pages.ram, event);
+            }
+            (None, _) => look.others = true,
+        }
+    }
+
+    /// Notes that nothing is known that a vCPU could have been trapped at: true when it may just try again, as what it touched may
+    /// not be watched any more; the second time everything is opened for it.
+    fn comes_in_vain(&mut self, id: u8, rip: u64) -> Result<bool, GuestStop> {
+        self.pages.tally.again += 1;
+        let (last, count) = &mut self.in_vain[usize::from(id)];
+        *count = if *last == rip { *count + 1 } else { 1 };
+        *last = rip;
+        if *count > IN_VAIN {
+            return Err(GuestStop::Stuck(
+                "memory that the host does not give it (KVM_RUN: EFAULT)".to_owned(),
+            ));
+        }
+        if *count > 1 {
+            self.look.others = true;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+}
+
+fn stuck(error: &io::Error) -> GuestStop {
+    GuestStop::Stuck(format!("a trapped access could not be carried out: {error}"))
+}
+
+impl std::fmt::Debug for Traps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Traps").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,132 @@
+//! One step of one vCPU, on the ground where watched pages are open.
+
+use std::io;
+
+use kvm_bindings::{
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_regs,
+};
+
+use super::alarm::{Alarm, LIMIT};
+use super::armed::ArmedPages;
+use super::frame;
+use super::ground::{Ground, Plan};
+use crate::sys::vcpu::{Attached, VcpuState};
+use crate::vcpu::VmExit;
+
+/// How often a step that has changed nothing is begun again. Bochs ends a step before the instruction when that has to be translated
+/// anew; an instruction that jumps to itself changes nothing, either.
+const AGAIN: usize = 8;
+/// How often everything is opened in one step: a second time something may have been closed meanwhile.
+const OPENED: usize = 2;
+
+/// How it ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The instruction, or one iteration of it, was carried out.
+    Done(Box<kvm_regs>),
+    /// The event was delivered; the vCPU is in front of its handler.
+    Delivered(Box<kvm_regs>),
+    /// An event comes first: the guest has to be entered for it. What the instruction did before is done.
+    Before,
+    /// It left for something that is served outside, as any other exit.
+    Outside,
+    /// It did not end where it should have.
+    Escaped(String),
+}
+
+/// What a step is to do.
+#[derive(Debug)]
+pub(super) struct Trip<'a> {
+    pub(super) vcpu: usize,
+    /// The state in front of it.
+    pub(super) state: &'a VcpuState,
+    /// Whether it delivers an event to its handler, or carries out an instruction that does.
+    pub(super) delivers: bool,
+    pub(super) plan: Plan<'a>,
+    /// Whether KVM can keep interrupts away meanwhile.
+    pub(super) blocks_interrupts: bool,
+}
+
+impl Trip<'_> {
+    /// Makes it. The vCPU has left the ground afterwards, however it ended, and nothing is being debugged.
+    pub(super) fn make(
+        &self,
+        vcpu: &mut Attached<'_>,
+        ground: &mut Ground,
+        pages: &ArmedPages,
+        alarm: &Alarm,
+    ) -> io::Result<Ended> {
+        alarm.begin(self.vcpu);
+        let ended = ground.enter(vcpu, self.plan, pages).and_then(|()| {
+            let mut control = KVM_GUESTDBG_ENABLE;
+            if self.blocks_interrupts {
+                control |= KVM_GUESTDBG_BLOCKIRQ;
+            }
+            if !self.delivers {
+                control |= KVM_GUESTDBG_SINGLESTEP;
+            }
+            debug(vcpu, control)?;
+            let ended = self.run(vcpu, ground, pages, alarm);
+            debug(vcpu, 0)?;
+            ended
+        });
+        let left = ground.leave(vcpu, pages);
+        alarm.end();
+        let ended = ended?;
+        left?;
+        Ok(ended)
+    }
+
+    fn run(
+        &self,
+        vcpu: &mut Attached<'_>,
+        ground: &mut Ground,
+        pages: &ArmedPages,
+        alarm: &Alarm,
+    ) -> io::Result<Ended> {
+        let (mut again, mut opened) = (0, 0);
+        loop {
+            match vcpu.step()? {
+                VmExit::Stepped => {
+                    let regs = vcpu.general_registers()?;
+                    if regs == self.state.regs && again < AGAIN {
+                        again += 1;
+                        continue;
+                    }
+                    return Ok(Ended::Done(Box::new(regs)));
+                }
+                VmExit::Interrupted if alarm.is_over() => {
+                    return Ok(Ended::Escaped(format!("it ran on for {LIMIT:?}")));
+                }
+                // Whoever wants the vCPU out has said so where it will be looked for after the step.
+                VmExit::Interrupted => {}
+                VmExit::Trapped => {
+                    let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
+                    let events = vcpu.fd().get_vcpu_events().map_err(failed)?;
+                    let injected = frame::injected(&events).is_some();
+                    let regs = vcpu.general_registers()?;
+                    if self.delivers && !injected && regs.rip != self.state.regs.rip {
+                        return Ok(Ended::Delivered(Box::new(regs)));
+                    }
+                    if !self.delivers && injected {
+                        return Ok(Ended::Before);
+                    }
+                    if opened == OPENED {
+                        return Ok(Ended::Escaped(
+                            "a page that it needs cannot be opened, or the host has none".into(),
+                        ));
+                    }
+                    // Something that is closed is needed by more than a handler.
+                    opened += 1;
+                    ground.open_all(pages)?;
+                }
+                _ => return Ok(Ended::Outside),
+            }
+        }
+    }
+}
+
+fn debug(vcpu: &Attached<'_>, control: u32) -> io::Result<()> {
+    let debug = kvm_guest_debug { control, ..kvm_guest_debug::default() };
+    vcpu.fd().set_guest_debug(&debug).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}

@@ -1,0 +1,28 @@
+//! Trapped accesses: exact for every kind of instruction, with several vCPUs, beside devices, events and a guest that fights back.
+//!
+//! Each in the second view, and with all other vCPUs held. On an emulated host the vCPUs share one processor or two: what is shown of
+//! their races is what their interleaving there shows.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod classes;
+mod entries;
+mod heard;
+mod hostile;
+mod refused;
+mod sharing;
+#[path = "../tiny/mod.rs"]
+mod tiny;
+
+use std::time::Duration;
+
+use lucos_vmm::config::Trapping;
+
+/// Both ways to carry out what is trapped.
+const WAYS: [Trapping; 2] = [Trapping::SecondView, Trapping::HoldAll];
+/// How long anything here may take on an emulated host.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// An address of a program's data as a 32-bit operand.
+fn low(address: u64) -> i32 {
+    i32::try_from(address).unwrap()
+}
