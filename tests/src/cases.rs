@@ -16,18 +16,20 @@ mod patch;
 mod pause;
 mod planted;
 mod refusals;
+mod traps;
 
 use crate::harness::Test;
 
 /// All of them, in the order in which they are run: what tells most soonest comes first.
 pub(crate) fn all() -> Vec<Test> {
-    let groups: [&[Test]; 16] = [
+    let groups: [&[Test]; 17] = [
         boot::TESTS,
         refusals::TESTS,
         devices::TESTS,
         agent::TESTS,
         patch::TESTS,
         pause::TESTS,
+        traps::TESTS,
         kernel::TESTS,
         planted::TESTS,
         modules::TESTS,

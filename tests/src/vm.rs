@@ -99,7 +99,7 @@ impl Vm {
     /// Asks by the client program; `verb` is one of `lucos --help`, with its arguments. Returns the JSON of the answer.
     pub(crate) fn lucos(&self, verb: &str) -> Result<serde_json::Value> {
         let output = self.try_lucos(verb)?;
-        ensure!(output.code == 0, "`lucos {verb}` ended with {}: {}", output.code, output.err);
+        ensure!(output.code == 0, "`lucos {verb}` ended with {}: {}{}", output.code, output.out, output.err);
         serde_json::from_str(&output.out).with_context(|| format!("`lucos {verb}` printed {:?}", output.out))
     }
 
