@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 use super::model::{ApiError, TrapReport};
 use super::query::Asked;
 use super::refusal::Refusal;
-use super::routes::Api;
+use super::routes::{Api, INSPECT_LIMIT};
 
 /// All of them.
 pub(super) fn described() -> OpenApiRouter<Api> {
@@ -77,7 +77,7 @@ async fn vm_arm(
     Asked(choice): Asked<ArmChoice>,
 ) -> Result<Json<TrapReport>, Refusal> {
     let arming = choice.read()?;
-    api.act(move |machine| machine.arm(&arming)).await.map(Json)
+    api.act_within(INSPECT_LIMIT, move |machine| machine.arm(&arming)).await.map(Json)
 }
 
 /// Which pages are watched, and what was seen of them

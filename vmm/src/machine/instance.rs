@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
-use update_server::addr::Gpa;
 use update_server::guest::Vcpu;
 use update_server::watch::{NotWatched, Watched};
 use vm_memory::{Bytes, GuestAddress};
@@ -254,25 +253,11 @@ impl Instance {
     /// Watches pages while the guest runs.
     pub(super) fn arm(&self, arming: &Arming) -> Result<TrapReport, ControlError> {
         let failed = |error: KvmError| ControlError::Host { why: error.to_string() };
-        let mut busiest =
+        let refused = |error: NotWatched| ControlError::NotWatched { why: error.to_string() };
+        let busiest =
             if arming.busiest > 0 { trapping::busiest(&self.vm).map_err(failed)? } else { Vec::new() };
-        if !busiest.is_empty() {
-            let refused = |error: NotWatched| ControlError::NotWatched { why: error.to_string() };
-            let tables = self.vcpus.page_tables().map_err(refused)?;
-            busiest.retain(|page| !arming.pages.contains(page) && !tables.contains(&page.0));
-        }
-        loop {
-            let pages: Vec<Gpa> =
-                arming.pages.iter().chain(busiest.iter().take(arming.busiest)).copied().collect();
-            match self.vcpus.set_access(&pages, Some(arming.access)) {
-                Ok(()) => return Ok(self.traps()),
-                // It has become one since, and nobody has named it: the next one is taken.
-                Err(NotWatched::Table(at) | NotWatched::Hypervisor { at, .. }) if busiest.contains(&at) => {
-                    busiest.retain(|page| *page != at);
-                }
-                Err(error) => return Err(ControlError::NotWatched { why: error.to_string() }),
-            }
-        }
+        self.vcpus.watch(&arming.pages, &busiest, arming.busiest, arming.access).map_err(refused)?;
+        Ok(self.traps())
     }
 
     /// What is watched.

@@ -6,12 +6,15 @@ mod exit;
 mod msr;
 mod pause;
 mod regs;
+mod serving;
 mod snapshot;
 mod thread;
 mod tombstones;
+mod watched;
 
 pub use cpuid::CpuModel;
 pub use exit::{ExitKind, VmExit};
 pub use pause::{PauseError, Rendezvous};
-pub use thread::{ExitCounters, GuestStop, PortsAndMemory, VcpuThreads};
+pub use serving::PortsAndMemory;
+pub use thread::{ExitCounters, GuestStop, VcpuThreads};
 pub use tombstones::{Met, TOMBSTONE_PORT, Tombstones};

@@ -9,116 +9,33 @@
 //!  Dead (waits, so that its registers stay readable) <------- stop ---------+--> ended
 //! ```
 
-use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_regs, kvm_sregs};
-use update_server::addr::{Gpa, Gva};
+use kvm_bindings::{kvm_regs, kvm_sregs};
 use update_server::guest::Vcpu;
-use update_server::kernel::paging::PageTables;
-use update_server::watch::{Access, NotWatched, Watched};
-use update_server::x86::stub;
 
-use super::caller::caller;
 use super::cpuid::CpuModel;
 use super::exit::{ExitKind, VmExit};
 use super::pause::{PauseError, Rendezvous};
+use super::serving::{PortsAndMemory, read_nothing, serve};
 use super::snapshot::snapshot;
-use super::tombstones::{Met, TOMBSTONE_PORT, Tombstones};
+use super::tombstones::Met;
 use super::{msr, regs};
-use crate::agent::HypercallPort;
 use crate::boot::BootEntry;
 use crate::config::Trapping;
-use crate::device::bus::Bus;
-use crate::device::pci::PciBus;
-use crate::inspect::GuestBytes;
 use crate::sys::kvm::{GuestVm, KvmError};
 use crate::sys::vcpu::{Attached, Kick, VcpuPeer, VcpuRun};
 use crate::trap::{After, Traps};
-use crate::update::StubExits;
 
 /// Stack of a vCPU thread. Exit handlers neither recurse nor keep large buffers on the stack.
 const STACK: usize = 256 << 10;
-/// Page tables of a guest that are looked through, 4 KiB each: as many as map 512 GiB in small pages.
-const MOST_TABLES: usize = 1 << 18;
 /// Further exits of one instruction while its I/O is completed: a string instruction leaves once for each page
 /// of its buffer (KVM's PIO buffer is one page), so 65,536 units end long before this.
 const DRAIN_LIMIT: usize = 1 << 17;
-
-/// Where exits go: the two address spaces of a PC, and hypercalls.
-#[derive(Debug)]
-pub struct PortsAndMemory {
-    /// I/O ports.
-    pub ports: Bus,
-    /// Memory addresses without RAM.
-    pub pci: Arc<PciBus>,
-    /// Hypercalls. They are on no bus: they need the registers and page tables of the vCPU that makes them.
-    pub hypercalls: HypercallPort,
-    /// Tombstones. They are on no bus, either: where the vCPU stands is what matters.
-    pub tombstones: Arc<Tombstones>,
-    /// Stubs of patches, which are told by where the vCPU is.
-    pub stubs: Arc<StubExits>,
-}
-
-impl PortsAndMemory {
-    /// Serves any exit but those that need the vCPU's registers.
-    fn serve(&self, exit: VmExit<'_>) -> Result<(), GuestStop> {
-        match exit {
-            VmExit::PortIn { port, size, data } => {
-                data.chunks_mut(size).for_each(|unit| self.ports.read(u64::from(port), unit));
-            }
-            VmExit::PortOut { port, size, data } => {
-                data.chunks(size).for_each(|unit| self.ports.write(u64::from(port), unit));
-            }
-            VmExit::MmioRead { address, data } => {
-                data.fill(0xff);
-                self.pci.read_memory(address, data);
-            }
-            VmExit::MmioWrite { address, data } => {
-                self.pci.write_memory(address, data);
-            }
-            VmExit::Interrupted
-            | VmExit::Hypercall
-            | VmExit::Tombstone
-            | VmExit::Stub { .. }
-            | VmExit::MsrWrite { .. } => {}
-            VmExit::Trapped => {
-                return Err(GuestStop::Stuck(
-                    "memory that the host cannot give it (KVM_RUN: EFAULT)".to_owned(),
-                ));
-            }
-            VmExit::Stepped => {
-                return Err(GuestStop::Stuck(
-                    "one instruction was carried out, which nobody asked for".to_owned(),
-                ));
-            }
-            VmExit::Shutdown => return Err(GuestStop::TripleFault),
-            VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
-            VmExit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, data } => {
-                return Err(GuestStop::Stuck(format!(
-                    "an instruction that KVM cannot emulate, or code where there is no RAM (KVM internal error, \
-                     data {data:x?})"
-                )));
-            }
-            VmExit::InternalError { suberror, data } => {
-                return Err(GuestStop::Stuck(format!("KVM internal error {suberror}, data {data:x?}")));
-            }
-            VmExit::FailEntry { reason } => {
-                return Err(GuestStop::Stuck(format!(
-                    "the CPU refused the guest's state, reason {reason:#x}"
-                )));
-            }
-            VmExit::Unexpected { reason } => {
-                return Err(GuestStop::Stuck(format!("KVM exit {reason}, which this VMM does not know")));
-            }
-        }
-        Ok(())
-    }
-}
 
 /// Why a vCPU cannot run on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -259,25 +176,6 @@ impl VcpuThreads {
         &self.shared.traps
     }
 
-    /// Every page table that a vCPU uses, by its first byte. Stops the vCPUs for the moment that it takes to see where they begin.
-    pub fn page_tables(&self) -> Result<HashSet<u64>, NotWatched> {
-        let failed = |error: &dyn fmt::Display| NotWatched::Host(error.to_string());
-        self.pause().map_err(|error| failed(&error))?;
-        let vcpus = self.snapshots();
-        self.resume();
-        let memory = self.shared.traps.memory();
-        let mut found = HashSet::new();
-        for vcpu in vcpus.map_err(|error| failed(&error))?.into_iter().filter(|vcpu| vcpu.started) {
-            let tables = PageTables::new(vcpu.cr3, vcpu.cr4);
-            if !tables.tables(&GuestBytes(memory), MOST_TABLES, &mut found) {
-                return Err(NotWatched::Host(format!(
-                    "the guest has more than {MOST_TABLES} page tables, too many to look through"
-                )));
-            }
-        }
-        Ok(found)
-    }
-
     /// What every vCPU was doing when it was paused. Only while a pause is held; KVM would let this wait otherwise.
     pub fn snapshots(&self) -> Result<Vec<Vcpu>, KvmError> {
         let vcpus = (0..).zip(&self.peers).zip(&self.shared.registers);
@@ -302,13 +200,6 @@ impl VcpuThreads {
 
     fn lock_threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Watched for VcpuThreads {
-    fn set_access(&self, pages: &[Gpa], access: Option<Access>) -> Result<(), NotWatched> {
-        let tables = if access.is_some() { self.page_tables()? } else { HashSet::new() };
-        self.shared.traps.set_access(pages, access, &tables)
     }
 }
 
@@ -375,41 +266,14 @@ fn running(
             VmExit::Trapped => {
                 if shared.traps.trapped(id, vcpu)? == After::Serve {
                     counters.count(vcpu.last_exit().kind());
-                    serve(id, vcpu, shared)?;
+                    serve(id, vcpu, &shared.bus, &shared.traps)?;
                 }
             }
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
-            _ => serve(id, vcpu, shared)?,
+            _ => serve(id, vcpu, &shared.bus, &shared.traps)?,
         }
     }
     Ok(())
-}
-
-/// Serves the last exit, unless it is one for which the vCPU may be put elsewhere.
-fn serve(id: u8, vcpu: &mut Attached<'_>, shared: &Shared) -> Result<(), GuestStop> {
-    let emulated = match vcpu.last_exit() {
-        VmExit::MmioRead { address, .. } | VmExit::MmioWrite { address, .. } => shared.traps.is_ram(address),
-        _ => false,
-    };
-    if emulated {
-        let regs = vcpu.general_registers().map_err(|error| GuestStop::Stuck(error.to_string()))?;
-        shared.traps.emulated(id, regs.rip, vcpu.last_exit());
-        return Ok(());
-    }
-    match vcpu.last_exit() {
-        VmExit::Hypercall => serve_hypercall(vcpu, &shared.bus.hypercalls),
-        // A further one of the same instruction is a string's.
-        VmExit::Tombstone => {
-            read_nothing(vcpu, shared);
-            Ok(())
-        }
-        VmExit::Stub { value } => serve_stub(vcpu, &shared.bus, value),
-        VmExit::MsrWrite { index, value } => {
-            shared.traps.write_msr(id, vcpu, index, value);
-            Ok(())
-        }
-        other => shared.bus.serve(other),
-    }
 }
 
 /// Completes the I/O of the last exit, so that the registers are those after its instruction.
@@ -425,16 +289,9 @@ fn drain(id: u8, vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounte
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
             exit => counters.count(exit.kind()),
         }
-        serve(id, vcpu, shared)?;
+        serve(id, vcpu, &shared.bus, &shared.traps)?;
     }
     Err(GuestStop::Stuck(format!("one instruction left the guest more than {DRAIN_LIMIT} times")))
-}
-
-/// Answers a hypercall: only here are registers read, so that other exits cost no more.
-fn serve_hypercall(vcpu: &mut Attached<'_>, port: &HypercallPort) -> Result<(), GuestStop> {
-    let caller = caller(vcpu.fd()).map_err(|error| GuestStop::Stuck(error.to_string()))?;
-    vcpu.answer(port.serve(&caller));
-    Ok(())
 }
 
 /// Serves a read as tombstones make it. One that comes to a tombstone is put back in front of it, with all registers as they were:
@@ -456,27 +313,7 @@ fn serve_tombstone(
             return vcpu.fd().set_regs(&before).map_err(KvmError::of("KVM_SET_REGS")).map_err(stuck);
         }
     }
-    read_nothing(vcpu, shared);
-    Ok(())
-}
-
-/// Answers a read of the port that tombstones name as the bus does.
-fn read_nothing(vcpu: &mut Attached<'_>, shared: &Shared) {
-    let mut data = [0; 4];
-    shared.bus.ports.read(TOMBSTONE_PORT.into(), &mut data);
-    vcpu.answer(u32::from_le_bytes(data));
-}
-
-/// Notes that a frame leaves through a stub. From anywhere else it is a write to a port like any other.
-fn serve_stub(vcpu: &mut Attached<'_>, bus: &PortsAndMemory, value: u8) -> Result<(), GuestStop> {
-    if bus.stubs.any() {
-        let regs = vcpu.fd().get_regs().map_err(KvmError::of("KVM_GET_REGS"));
-        let rip = regs.map_err(|error| GuestStop::Stuck(error.to_string()))?.rip;
-        if bus.stubs.passed(Gva(rip)) {
-            return Ok(());
-        }
-    }
-    bus.ports.write(u64::from(stub::PORT), &[value]);
+    read_nothing(vcpu, &shared.bus);
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use lucos_vmm::config::Trapping;
 /// Both ways to carry out what is trapped.
 const WAYS: [Trapping; 2] = [Trapping::SecondView, Trapping::HoldAll];
 /// How long anything here may take on an emulated host.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// An address of a program's data as a 32-bit operand.
 fn low(address: u64) -> i32 {
