@@ -64,11 +64,13 @@ fn look(vm: &GuestVm, counts: &mut HashMap<u64, u32>) -> Result<(), KvmError> {
 /// What is known of the traps.
 pub(super) fn report(traps: &Traps, lost: &LostPages) -> TrapReport {
     let way = if traps.leave_others_alone() { "second-view" } else { "hold-all" };
+    // Before the lock is taken: who gives a page up has that of the traps already.
+    let (pages, tally) = (traps.pages(), traps.tally());
     let lost = lost.0.lock().unwrap_or_else(PoisonError::into_inner);
     TrapReport {
         way: way.to_owned(),
-        pages: traps.pages().iter().map(ToString::to_string).collect(),
-        counts: counts(&traps.tally()),
+        pages: pages.iter().map(ToString::to_string).collect(),
+        counts: counts(&tally),
         lost: lost
             .iter()
             .map(|(page, why)| LostPage { page: page.to_string(), why: why.to_string() })
