@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 
@@ -17,7 +18,7 @@ const MADV_COLLAPSE: libc::c_int = 25;
 
 /// Where a file is mapped: addresses of this process, given back in the end.
 #[derive(Debug)]
-struct Span {
+pub struct Span {
     start: NonNull<u8>,
     len: usize,
 }
@@ -87,8 +88,19 @@ impl Span {
         (end <= self.len).then(|| self.start.as_ptr().wrapping_add(offset))
     }
 
-    fn host_address(&self) -> u64 {
+    /// Address of the first byte in this process, for KVM's memory slots.
+    pub fn host_address(&self) -> u64 {
         self.start.as_ptr().addr() as u64
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the span holds no byte (it never does).
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
 
@@ -112,21 +124,6 @@ impl Mapping {
         Span::shared(file, offset, len).map(Self)
     }
 
-    /// Address of the first byte in this process, for KVM's memory slots.
-    pub fn host_address(&self) -> u64 {
-        self.0.host_address()
-    }
-
-    /// Length in bytes.
-    pub fn len(&self) -> usize {
-        self.0.len
-    }
-
-    /// Whether the mapping holds no byte (it never does).
-    pub fn is_empty(&self) -> bool {
-        self.0.len == 0
-    }
-
     /// Volatile access to `len` bytes from `offset`; `None` when they do not all lie in the mapping.
     pub fn slice(&self, offset: usize, len: usize) -> Option<VolatileSlice<'_, ()>> {
         self.marked_slice(offset, len, ())
@@ -143,6 +140,14 @@ impl Mapping {
         // SAFETY: the range was just checked to lie in the mapping, which outlives `&self`, and all access by `VolatileSlice`
         // is volatile.
         Some(unsafe { VolatileSlice::with_bitmap(start, len, marks, None) })
+    }
+}
+
+impl Deref for Mapping {
+    type Target = Span;
+
+    fn deref(&self) -> &Span {
+        &self.0
     }
 }
 
@@ -166,21 +171,6 @@ impl View {
     /// As [`Mapping::shared`].
     pub fn shared(file: &File, offset: u64, len: usize) -> io::Result<Self> {
         Span::shared(file, offset, len).map(Self)
-    }
-
-    /// Address of the first byte in this process, for KVM's memory slots.
-    pub fn host_address(&self) -> u64 {
-        self.0.host_address()
-    }
-
-    /// Length in bytes.
-    pub fn len(&self) -> usize {
-        self.0.len
-    }
-
-    /// Whether the view holds no byte (it never does).
-    pub fn is_empty(&self) -> bool {
-        self.0.len == 0
     }
 
     /// Protects `len` bytes from `offset` on, both multiples of [`PAGE`], against the guest (mprotect(2)). When this returns, no
@@ -231,5 +221,13 @@ impl View {
             *count = pages.iter().map(|page| u16::from(page & 1)).sum();
         }
         Ok(())
+    }
+}
+
+impl Deref for View {
+    type Target = Span;
+
+    fn deref(&self) -> &Span {
+        &self.0
     }
 }

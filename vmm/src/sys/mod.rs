@@ -11,7 +11,7 @@ mod positioned;
 mod tap;
 pub mod vcpu;
 
-pub use mapping::{HUGE_PAGE, Mapping, PAGE, Protection, View};
+pub use mapping::{HUGE_PAGE, Mapping, PAGE, Protection, Span, View};
 pub use memfd::memfd;
 pub use positioned::{read_at, write_at};
 pub use tap::{TapFlags, attach_tap, interface_exists, set_tap_offloads, set_tap_vnet_header};
