@@ -97,7 +97,11 @@ impl Only {
     }
 
     fn goes_to(&self, place: &str) -> bool {
-        self.places.is_empty() || self.places.iter().any(|part| place.contains(part.as_str()))
+        // A kernel 6.1 is not one of 6.12.
+        let goes_on = |at: usize| place[at..].starts_with(|next: char| next.is_ascii_digit());
+        let is_meant =
+            |part: &String| place.match_indices(part.as_str()).any(|(at, found)| !goes_on(at + found.len()));
+        self.places.is_empty() || self.places.iter().any(is_meant)
     }
 
     /// The session without what was not asked for.
@@ -376,4 +380,19 @@ fn name(spec: &HostSpec) -> String {
         bed::Host::Emulated(Cpu::Intel) => "Intel host",
     };
     spec.kernel.map_or_else(|| host.to_owned(), |kernel| format!("{host} {kernel}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_named_by_a_part_that_does_not_go_on() {
+        let only = |part: &str| Only { places: vec![part.to_owned()], ..Only::default() };
+        assert!(
+            only("AMD host 6.1").goes_to("AMD host 6.1") && !only("AMD host 6.1").goes_to("AMD host 6.12")
+        );
+        assert!(only("AMD").goes_to("AMD host, five-level paging") && !only("here").goes_to("AMD host 6.1"));
+        assert!(Only::default().goes_to(HERE));
+    }
 }
