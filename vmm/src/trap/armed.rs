@@ -82,15 +82,7 @@ impl ArmedPages {
 
     /// Tells of whatever is different in the page from what was told; says whether anything is.
     pub(super) fn compare(&mut self, page: Gpa, by: By) -> bool {
-        let Some(armed) = self.pages.get(&page.0) else { return false };
-        if self.ram.read(page, &mut self.now[..]).is_err() || armed.told == self.now {
-            return false;
-        }
-        let changes = changes(&armed.told[..], &self.now[..]);
-        for (from, to) in changes {
-            self.tell(Gpa(page.0 + from as u64), to - from, Kind::Write, by);
-        }
-        true
+        self.compare_part(page, PAGE, by)
     }
 
     /// The same for `len` bytes from `at` on, all in one page.

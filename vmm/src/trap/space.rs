@@ -88,11 +88,8 @@ impl<'a> Space<'a> {
     /// Whether a write by way of `walk` raises no exception, and the processor has nothing to note in the tables. `false` in doubt:
     /// where protection keys or alignment checks are on.
     pub(super) fn may_write(&self, walk: &Walk, aligned: bool) -> bool {
-        let keys = if walk.rights.user { CR4_PKE } else { CR4_PKS };
-        let level = if self.cpl == 3 { walk.rights.user } else { !walk.rights.user };
         let write = walk.rights.write || self.cpl != 3 && self.sregs.cr0 & CR0_WP == 0;
-        let checks = self.cpl == 3 && self.sregs.cr0 & CR0_AM != 0 && self.regs.rflags & RFLAGS_AC != 0;
-        level && write && self.sregs.cr4 & keys == 0 && walk.accessed && walk.dirty && (aligned || !checks)
+        write && walk.dirty && self.may_read(walk, aligned)
     }
 
     /// The same of a read.
