@@ -12,6 +12,7 @@ mod zero_page;
 
 pub use image::{ImageError, KernelImage, KernelKind};
 pub use layout::{BOOT_GDT, BOOT_PAGE_TABLES, REBOOT_MODE, ZERO_PAGE};
+pub(crate) use tables::write as write_tables;
 pub use tables::{CODE_SELECTOR, DATA_SELECTOR};
 
 use std::io;

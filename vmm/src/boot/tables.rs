@@ -24,7 +24,7 @@ const LARGE_PAGE: u64 = 2 << 20;
 const DIRECTORIES: u64 = 4;
 
 /// Writes the GDT and page tables that map the first 4 GiB to themselves.
-pub(super) fn write(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
+pub(crate) fn write(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
     let gdt = [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR];
     for (index, descriptor) in (0_u64..).zip(gdt) {
         memory.write_obj(descriptor, GuestAddress(BOOT_GDT + index * 8))?;

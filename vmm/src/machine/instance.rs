@@ -30,6 +30,7 @@ use crate::device::serial::{self, COM1, COM2};
 use crate::device::virtio::Tap;
 use crate::memory::{DmaGate, GateError, GuestMemory, GuestRam, HugePages, collapse_range};
 use crate::sys::kvm::{GuestVm, KvmError};
+use crate::trap::Proof;
 use crate::vcpu::{CpuModel, ExitKind, PauseError, PortsAndMemory, VcpuThreads};
 
 /// What every command line begins with: the console, a restart at once after a panic, and a mark that tells
@@ -44,6 +45,8 @@ pub(super) struct Parts {
     kvm: Kvm,
     disks: Vec<Arc<Disk>>,
     nets: Vec<(Tap, MacAddress)>,
+    /// How trapped accesses can be carried out here.
+    traps: Proof,
 }
 
 impl Parts {
@@ -65,7 +68,12 @@ impl Parts {
             .iter()
             .map(|net| Ok((Tap::open(&net.tap)?, net.mac.map_or_else(random_mac, Ok)?)))
             .collect::<Result<_, MachineError>>()?;
-        Ok(Self { kvm, disks, nets })
+        let traps = Proof::of(&kvm, spec.traps);
+        match traps.means() {
+            Ok(_) => tracing::debug!("{traps}"),
+            Err(why) => tracing::warn!("no access to guest memory can be trapped: {why}"),
+        }
+        Ok(Self { kvm, disks, nets, traps })
     }
 }
 
@@ -192,8 +200,8 @@ impl Instance {
         let model = CpuModel::new(&parts.kvm, spec.cpu_profile, spec.cpus.get())?;
         let sender = events.sender();
         let on_stop = move |vcpu, stop| sender.send((vcpu, stop).into());
-        let vcpus =
-            VcpuThreads::start(&vm, &model, spec.cpus.get(), entry, Arc::new(bus), spec.traps, on_stop)?;
+        let means = parts.traps.means();
+        let vcpus = VcpuThreads::start(&vm, &model, spec.cpus.get(), entry, Arc::new(bus), means, on_stop)?;
         let lost_pages = Arc::new(LostPages::default());
         vcpus.traps().set_watcher(Arc::clone(&lost_pages) as _);
         Ok(Arc::new(Self { vcpus, vm, gate, pm, attached, lost_pages, _huge_pages: huge_pages }))

@@ -29,7 +29,7 @@ const IRET_FLAGS: u64 = 16;
 pub(super) struct Before {
     rip: u64,
     /// Whether the guest steps through its code itself.
-    guest_steps: bool,
+    pub(super) guest_steps: bool,
     /// Whether the instruction begins that: it takes flags from the stack, and the trap flag is among them.
     begins_to_step: bool,
     /// Where PUSHF puts the byte of the flags that has the trap flag.
@@ -45,14 +45,8 @@ impl Before {
             pushed: None,
         };
         let (Some(space), Some(decoded)) = (space, look.decoded.clone()) else { return before };
-        let flags_at = match decoded.instruction.mnemonic() {
-            Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => Some(0),
-            Mnemonic::Iretq => Some(IRET_FLAGS),
-            Mnemonic::Iretd => Some(IRET_FLAGS / 2),
-            _ => None,
-        };
         let mut flags = [0; 2];
-        if let Some(offset) = flags_at
+        if let Some(offset) = takes_flags(decoded.instruction.mnemonic())
             && look.read(space, ram, space.linear(space.regs.rsp.wrapping_add(offset)), &mut flags)
         {
             before.begins_to_step = u64::from(u16::from_le_bytes(flags)) & TF != 0;
@@ -94,13 +88,7 @@ pub(super) fn instruction(
     }
     if before.guest_steps || before.begins_to_step {
         // KVM takes the flag away with its own.
-        let pops = decoded.is_some_and(|decoded| {
-            let mnemonic = decoded.instruction.mnemonic();
-            matches!(
-                mnemonic,
-                Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq | Mnemonic::Iretd | Mnemonic::Iretq
-            )
-        });
+        let pops = decoded.is_some_and(|decoded| takes_flags(decoded.instruction.mnemonic()).is_some());
         if before.begins_to_step || !pops {
             regs.rflags |= TF;
             changed = true;
@@ -130,6 +118,14 @@ pub(super) fn instruction(
 pub(super) fn delivery(look: &Look, pages: &mut ArmedPages, regs: &kvm_regs, by: By) {
     // Its stack tells whether it is the event that was foreseen: there may have been an exception on the way.
     tell(look, pages, by, look.frame != Some(Gva(regs.rsp)));
+}
+
+/// It leaves for a device, with what it has read of memory, and goes on in the first view.
+pub(super) fn outside(look: &Look, pages: &mut ArmedPages, by: By) {
+    for part in look.parts.iter().filter(|part| part.kind == Kind::Read) {
+        pages.tell(part.at, part.len, Kind::Read, by);
+    }
+    partly(look, pages, by);
 }
 
 /// Something else came in the middle: what was written is told, and no more.
@@ -163,6 +159,34 @@ fn tell(look: &Look, pages: &mut ArmedPages, by: By, strayed: bool) -> bool {
 /// Whether the guest has breakpoints that a store could hit.
 pub(super) fn has_breakpoints(vcpu: &Attached<'_>) -> bool {
     vcpu.fd().get_debug_regs().is_ok_and(|registers| registers.dr7 & DR7_ENABLE != 0)
+}
+
+/// Where an instruction that takes the flags from the stack finds them, from its top on.
+fn takes_flags(mnemonic: Mnemonic) -> Option<u64> {
+    match mnemonic {
+        Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => Some(0),
+        Mnemonic::Iretq => Some(IRET_FLAGS),
+        Mnemonic::Iretd => Some(IRET_FLAGS / 2),
+        _ => None,
+    }
+}
+
+/// Lets a guest go on to step through its own code, which KVM has taken away with its own step.
+pub(super) fn put_back_trap_flag(before: &Before, vcpu: &mut Attached<'_>) -> io::Result<()> {
+    if !before.guest_steps {
+        return Ok(());
+    }
+    let mut regs = vcpu.general_registers()?;
+    regs.rflags |= TF;
+    vcpu.set_general_registers(&regs)
+}
+
+/// The same behind an instruction that was completed outside of its step; `raise`: with the exception that the guest waits for.
+pub(super) fn guest_step(vcpu: &mut Attached<'_>, raise: bool) -> io::Result<()> {
+    let mut regs = vcpu.general_registers()?;
+    regs.rflags |= TF;
+    vcpu.set_general_registers(&regs)?;
+    if raise { raise_debug_exception(vcpu) } else { Ok(()) }
 }
 
 /// The exception that a guest waits for which steps through its own code.

@@ -7,6 +7,8 @@
 //! Anything else the vCPU carries out itself, alone (`trip`), where the page is open to it and to nobody else (`ground`): in the
 //! second view, *V*, while all others run on; or with all others held (`doors`). Then what it has done is told (`finish`, `armed`).
 //!
+//! On which ground a step ends as it should on this host is shown beforehand, on a tiny guest (`proof`).
+//!
 //! Three more write to memory: KVM's emulator, whose access leaves as one to a device; devices, whose writes are marked
 //! (`memory::Marks`); and KVM itself, whose pages are known (`hypervisor`) and never watched.
 
@@ -21,6 +23,7 @@ mod handlers;
 mod hypervisor;
 mod in_place;
 mod look;
+mod proof;
 mod ram;
 mod space;
 mod tally;
@@ -28,6 +31,7 @@ mod traps;
 mod trip;
 mod watching;
 
+pub use proof::{Means, Proof};
 pub use tally::Tally;
 pub use traps::{After, Traps};
 pub use watching::MOST_PAGES;

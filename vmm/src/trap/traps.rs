@@ -19,11 +19,11 @@ use super::handlers::{Handlers, table_pages};
 use super::hypervisor::{self, HypervisorPages};
 use super::in_place;
 use super::look::Look;
+use super::proof::Means;
 use super::ram::Ram;
 use super::space::Space;
 use super::tally::Tally;
 use super::trip::{Ended, Trip};
-use crate::config::Trapping;
 use crate::memory::GuestMemory;
 use crate::sys::kvm::{GuestVm, KvmError};
 use crate::sys::vcpu::{Attached, Kick, VcpuState};
@@ -40,7 +40,10 @@ pub enum After {
     /// Lets the guest run on.
     GoOn,
     /// Serves the last exit, which is not that of a trap.
-    Serve,
+    Serve {
+        /// Whether the guest steps through its own code: then the instruction is to be completed, and [`Traps::guest_step`] called.
+        guest_steps: bool,
+    },
 }
 
 /// What all vCPUs share, of which only one at a time does anything.
@@ -79,19 +82,16 @@ impl Watcher for Nobody {
 }
 
 impl Traps {
-    /// Nothing is watched yet. `kicks` has one for each vCPU, by number.
-    pub fn new(vm: &Arc<GuestVm>, kicks: &[Arc<Kick>], trapping: Trapping) -> Result<Self, KvmError> {
-        let second = vm.has_second_view() && vm.has_system_management();
-        let held = trapping == Trapping::HoldAll || trapping == Trapping::Best && !second;
+    /// Nothing is watched yet, and nothing can be without `means`. `kicks` has one for each vCPU, by number.
+    pub fn new(
+        vm: &Arc<GuestVm>,
+        kicks: &[Arc<Kick>],
+        means: Result<Means, String>,
+    ) -> Result<Self, KvmError> {
+        let held = means.as_ref().is_ok_and(|means| !means.second_view);
+        let blocks_interrupts = means.as_ref().is_ok_and(|means| means.blocks_interrupts);
         let doors = held.then(|| Arc::new(Doors::new(kicks)));
-        let ground = match &doors {
-            Some(doors) => Ok(Ground::all_held(doors)),
-            None if second => Ok(Ground::second_view()),
-            None => {
-                Err("this KVM has no second address space, and `--traps second-view` allows nothing else"
-                    .into())
-            }
-        };
+        let ground = means.map(|_| doors.as_ref().map_or_else(Ground::second_view, Ground::all_held));
         // Before the first vCPU runs: what it named to KVM earlier would not be known.
         let ground = match vm.watch_msrs(&hypervisor::watched()) {
             Ok(()) => ground,
@@ -113,7 +113,7 @@ impl Traps {
             alarm,
             doors,
             passing: AtomicBool::new(false),
-            blocks_interrupts: vm.can_block_interrupts(),
+            blocks_interrupts,
         })
     }
 
@@ -246,11 +246,12 @@ impl Traps {
             Ended::Before => {
                 pages.tally.unfinished += 1;
                 finish::partly(look, pages, by);
+                finish::put_back_trap_flag(&before, vcpu).map_err(|error| stuck(&error))?;
             }
             Ended::Outside => {
                 pages.tally.unfinished += 1;
-                finish::partly(look, pages, by);
-                return Ok(After::Serve);
+                finish::outside(look, pages, by);
+                return Ok(After::Serve { guest_steps: before.guest_steps });
             }
             Ended::Escaped(why) => {
                 pages.compare_all(By::Unseen);
@@ -262,6 +263,12 @@ impl Traps {
             }
         }
         Ok(After::GoOn)
+    }
+
+    /// Lets a guest go on to step through its own code behind an instruction that was completed outside of our step; `raise`: with
+    /// the exception that it waits for.
+    pub fn guest_step(&self, vcpu: &mut Attached<'_>, raise: bool) -> Result<(), GuestStop> {
+        finish::guest_step(vcpu, raise).map_err(|error| stuck(&error))
     }
 
     /// Serves an access of KVM's own emulator to RAM that is protected: of what was the last exit.

@@ -93,7 +93,7 @@ impl CpuModel {
     }
 
     /// Gives a vCPU with APIC ID `id` this CPU; before its MSRs are set and before it runs.
-    pub(super) fn apply(&self, vm: &VmFd, vcpu: &VcpuFd, id: u8) -> Result<(), KvmError> {
+    pub(crate) fn apply(&self, vm: &VmFd, vcpu: &VcpuFd, id: u8) -> Result<(), KvmError> {
         let entries = for_vcpu(&self.entries, id)?;
         vcpu.set_cpuid2(&entries).map_err(KvmError::of("KVM_SET_CPUID2"))?;
         if self.profile == CpuProfile::Host {

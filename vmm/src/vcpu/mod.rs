@@ -15,6 +15,7 @@ mod watched;
 pub use cpuid::CpuModel;
 pub use exit::{ExitKind, VmExit};
 pub use pause::{PauseError, Rendezvous};
+pub(crate) use regs::set_boot_state;
 pub use serving::PortsAndMemory;
 pub use thread::{ExitCounters, GuestStop, VcpuThreads};
 pub use tombstones::{Met, TOMBSTONE_PORT, Tombstones};

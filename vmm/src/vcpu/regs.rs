@@ -22,7 +22,7 @@ const TYPE_CODE: u8 = 0xb;
 const TYPE_DATA: u8 = 0x3;
 
 /// Puts the boot processor at `entry`. The others wait for INIT and SIPI by themselves.
-pub(super) fn set_boot_state(vcpu: &VcpuFd, entry: BootEntry) -> Result<(), KvmError> {
+pub(crate) fn set_boot_state(vcpu: &VcpuFd, entry: BootEntry) -> Result<(), KvmError> {
     let mut sregs = vcpu.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
     let flat = |selector, type_, long: bool| kvm_segment {
         base: 0,

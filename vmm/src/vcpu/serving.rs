@@ -18,6 +18,9 @@ use crate::sys::vcpu::Attached;
 use crate::trap::Traps;
 use crate::update::StubExits;
 
+/// RFLAGS.TF (Intel SDM vol. 1, 3.4.3).
+const TF: u64 = 1 << 8;
+
 /// Where exits go: the two address spaces of a PC, and hypercalls.
 #[derive(Debug)]
 pub struct PortsAndMemory {
@@ -89,36 +92,43 @@ impl PortsAndMemory {
     }
 }
 
+/// What is to be done when an exit has been served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Served {
+    /// Nothing more.
+    Done,
+    /// The guest steps through its own code, and has to hear of it when the instruction is complete: KVM does not raise that
+    /// exception behind a write that left (arch/x86/kvm/x86.c, `x86_emulate_instruction`), as a write to memory never does by
+    /// itself.
+    GuestStep,
+}
+
 /// Serves the last exit, unless it is one for which the vCPU may be put elsewhere.
 pub(super) fn serve(
     id: u8,
     vcpu: &mut Attached<'_>,
     bus: &PortsAndMemory,
     traps: &Traps,
-) -> Result<(), GuestStop> {
+) -> Result<Served, GuestStop> {
     let emulated = match vcpu.last_exit() {
-        VmExit::MmioRead { address, .. } | VmExit::MmioWrite { address, .. } => traps.is_ram(address),
-        _ => false,
+        VmExit::MmioRead { address, .. } => traps.is_ram(address).then_some(false),
+        VmExit::MmioWrite { address, .. } => traps.is_ram(address).then_some(true),
+        _ => None,
     };
-    if emulated {
+    if let Some(writes) = emulated {
         let regs = vcpu.general_registers().map_err(|error| GuestStop::Stuck(error.to_string()))?;
         traps.emulated(id, regs.rip, vcpu.last_exit());
-        return Ok(());
+        return Ok(if writes && regs.rflags & TF != 0 { Served::GuestStep } else { Served::Done });
     }
     match vcpu.last_exit() {
-        VmExit::Hypercall => serve_hypercall(vcpu, &bus.hypercalls),
+        VmExit::Hypercall => serve_hypercall(vcpu, &bus.hypercalls)?,
         // A further one of the same instruction is a string's.
-        VmExit::Tombstone => {
-            read_nothing(vcpu, bus);
-            Ok(())
-        }
-        VmExit::Stub { value } => serve_stub(vcpu, bus, value),
-        VmExit::MsrWrite { index, value } => {
-            traps.write_msr(id, vcpu, index, value);
-            Ok(())
-        }
-        other => bus.serve(other),
+        VmExit::Tombstone => read_nothing(vcpu, bus),
+        VmExit::Stub { value } => serve_stub(vcpu, bus, value)?,
+        VmExit::MsrWrite { index, value } => traps.write_msr(id, vcpu, index, value),
+        other => bus.serve(other)?,
     }
+    Ok(Served::Done)
 }
 
 /// Answers a hypercall: only here are registers read, so that other exits cost no more.

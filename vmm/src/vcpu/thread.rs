@@ -21,15 +21,14 @@ use update_server::guest::Vcpu;
 use super::cpuid::CpuModel;
 use super::exit::{ExitKind, VmExit};
 use super::pause::{PauseError, Rendezvous};
-use super::serving::{PortsAndMemory, read_nothing, serve};
+use super::serving::{PortsAndMemory, Served, read_nothing, serve};
 use super::snapshot::snapshot;
 use super::tombstones::Met;
 use super::{msr, regs};
 use crate::boot::BootEntry;
-use crate::config::Trapping;
 use crate::sys::kvm::{GuestVm, KvmError};
 use crate::sys::vcpu::{Attached, Kick, VcpuPeer, VcpuRun};
-use crate::trap::{After, Traps};
+use crate::trap::{After, Means, Traps};
 
 /// Stack of a vCPU thread. Exit handlers neither recurse nor keep large buffers on the stack.
 const STACK: usize = 256 << 10;
@@ -91,6 +90,7 @@ impl fmt::Debug for VcpuThreads {
 impl VcpuThreads {
     /// Creates `cpus` vCPUs and starts their threads; vCPU 0 begins at `entry`, the others wait for INIT.
     ///
+    /// `means` says how trapped accesses are carried out, or why they cannot be.
     /// `on_stop` hears of a vCPU that cannot run on, from that vCPU's thread.
     pub fn start(
         vm: &Arc<GuestVm>,
@@ -98,7 +98,7 @@ impl VcpuThreads {
         cpus: u8,
         entry: BootEntry,
         bus: Arc<PortsAndMemory>,
-        trapping: Trapping,
+        means: Result<Means, String>,
         on_stop: impl Fn(u8, GuestStop) + Send + Sync + 'static,
     ) -> Result<Self, KvmError> {
         let mut vcpus = Vec::with_capacity(usize::from(cpus));
@@ -118,7 +118,7 @@ impl VcpuThreads {
         let peers = vcpus.iter().map(VcpuRun::peer).collect::<io::Result<_>>();
         let peers = peers.map_err(|source| KvmError { call: "a second descriptor of a vCPU", source })?;
         let kicks: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(vcpu.kick())).collect();
-        let traps = Traps::new(vm, &kicks, trapping)?;
+        let traps = Traps::new(vm, &kicks, means)?;
         let rendezvous = Rendezvous::default();
         let registers = vcpus.iter().map(|_| Mutex::default()).collect();
         let shared = Arc::new(Shared { rendezvous, traps, bus, registers, on_stop: Box::new(on_stop) });
@@ -264,13 +264,25 @@ fn running(
             VmExit::Interrupted => {}
             VmExit::Tombstone => serve_tombstone(id, vcpu, shared, counters)?,
             VmExit::Trapped => {
-                if shared.traps.trapped(id, vcpu)? == After::Serve {
-                    counters.count(vcpu.last_exit().kind());
-                    serve(id, vcpu, &shared.bus, &shared.traps)?;
+                if let After::Serve { guest_steps } = shared.traps.trapped(id, vcpu)? {
+                    let exit = vcpu.last_exit();
+                    counters.count(exit.kind());
+                    // KVM lets a guest's own step end silently behind a write to a device, trapped or not.
+                    let silent = matches!(exit, VmExit::MmioWrite { .. } | VmExit::PortOut { .. });
+                    let served = serve(id, vcpu, &shared.bus, &shared.traps)?;
+                    if guest_steps || served == Served::GuestStep {
+                        drain(id, vcpu, shared, counters)?;
+                        shared.traps.guest_step(vcpu, served == Served::GuestStep || !silent)?;
+                    }
                 }
             }
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
-            _ => serve(id, vcpu, &shared.bus, &shared.traps)?,
+            _ => {
+                if serve(id, vcpu, &shared.bus, &shared.traps)? == Served::GuestStep {
+                    drain(id, vcpu, shared, counters)?;
+                    shared.traps.guest_step(vcpu, true)?;
+                }
+            }
         }
     }
     Ok(())
@@ -278,6 +290,7 @@ fn running(
 
 /// Completes the I/O of the last exit, so that the registers are those after its instruction.
 fn drain(id: u8, vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounters) -> Result<(), GuestStop> {
+    let mut guest_step = false;
     for _ in 0..DRAIN_LIMIT {
         // KVM writes to guest memory for it.
         shared.traps.enter(id);
@@ -285,11 +298,12 @@ fn drain(id: u8, vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounte
         shared.traps.leave(id);
         let exit = exit.map_err(|error| kvm_run_failed(&error))?;
         match exit {
+            VmExit::Interrupted if guest_step => return shared.traps.guest_step(vcpu, true),
             VmExit::Interrupted => return Ok(()),
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
             exit => counters.count(exit.kind()),
         }
-        serve(id, vcpu, &shared.bus, &shared.traps)?;
+        guest_step |= serve(id, vcpu, &shared.bus, &shared.traps)? == Served::GuestStep;
     }
     Err(GuestStop::Stuck(format!("one instruction left the guest more than {DRAIN_LIMIT} times")))
 }

@@ -25,6 +25,9 @@ const AROUND: u64 = PAGE - 0x1000;
 const AROUND_LEN: usize = 0x4000;
 /// The end of a stack in the first of them.
 const STACK: u64 = PAGE + 0x800;
+/// Where there is neither RAM nor a device: reads give ones. A port whose reads count up, and none behind it.
+const DEVICE: u32 = 0xd000_0000;
+const PORT: u32 = 0x900;
 /// A stack that is not watched.
 const CALM: u64 = DATA + 0x8000;
 
@@ -124,6 +127,16 @@ fn cases() -> Vec<Case> {
         };
         "enter, leave": |a| { a.enter(16, 0)?; a.leave()?; };
         "mov ds": |a| { a.mov(word_ptr(rdi), ds)?; a.mov(ds, word_ptr(rdi))?; };
+        "movsq from a device": |a| { a.mov(esi, DEVICE)?; a.movsq()?; };
+        "rep movsd from a device, over the end": |a| { a.mov(esi, DEVICE)?; a.mov(rdi, NEXT - 10)?; a.rep().movsd()?; };
+        "movsq to a device": |a| { a.mov(rsi, rdi)?; a.mov(edi, DEVICE)?; a.movsq()?; };
+        "rep movsb to a device, over the end": |a| { a.mov(rsi, NEXT - 2)?; a.mov(edi, DEVICE)?; a.rep().movsb()?; };
+        "push and pop of a device": |a| { a.mov(esi, DEVICE)?; a.push(qword_ptr(rsi))?; a.pop(qword_ptr(rsi))?; };
+        "cmpsq with a device": |a| { a.mov(rsi, rdi)?; a.mov(edi, DEVICE)?; a.cmpsq()?; };
+        "insb": |a| { a.mov(edx, PORT)?; a.insb()?; };
+        "rep insb, over the end": |a| { a.mov(edx, PORT)?; a.mov(rdi, NEXT - 3)?; a.rep().insb()?; };
+        "insd, over the end": |a| { a.mov(edx, PORT)?; a.mov(rdi, NEXT - 3)?; a.insd()?; };
+        "outsb, rep outsd": |a| { a.mov(edx, PORT + 8)?; a.mov(rsi, rdi)?; a.outsb()?; a.rep().outsd()?; };
         "prefetch, clflush": |a| { a.prefetcht0(byte_ptr(rdi))?; a.clflush(byte_ptr(rdi))?; };
     };
     if std::arch::is_x86_feature_detected!("xsave") {

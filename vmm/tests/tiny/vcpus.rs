@@ -12,6 +12,7 @@ use lucos_vmm::device::pci::PciBus;
 use lucos_vmm::memory::GuestRam;
 use lucos_vmm::sys::kvm::GuestVm;
 use lucos_vmm::sys::vcpu::install_kick_handler;
+use lucos_vmm::trap::Proof;
 use lucos_vmm::vcpu::{CpuModel, GuestStop, Met, PortsAndMemory, Tombstones, VcpuThreads};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -146,7 +147,8 @@ impl Vcpus {
         let stops = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&stops);
         let on_stop = move |id, stop| heard.lock().unwrap().push((id, stop));
-        let threads = VcpuThreads::start(&vm, &model, cpus, entry, Arc::new(bus), trapping, on_stop).unwrap();
+        let means = Proof::of(&kvm, trapping).means();
+        let threads = VcpuThreads::start(&vm, &model, cpus, entry, Arc::new(bus), means, on_stop).unwrap();
         Self { threads, vm, ports, link, changes, tombstones, met, results, stops }
     }
 
