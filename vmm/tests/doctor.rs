@@ -10,6 +10,7 @@ use lucos_vmm::doctor::{
     CpuFacts, Facts, KvmFacts, KvmState, Mark, Report, Virtualization, VmError, VmFacts, examine, judge,
     observe, why_no_guest,
 };
+use lucos_vmm::trap::Means;
 use serde_json::Value;
 
 fn healthy() -> Facts {
@@ -20,6 +21,7 @@ fn healthy() -> Facts {
         kvm_modules: vec!["kvm_amd".into()],
         nested_paging: Some(true),
         kvm: KvmState::Open(KvmFacts { api_version: 12, vm: Ok(able()) }),
+        traps: Ok(Means { second_view: true, blocks_interrupts: true }),
         collapse: Ok(()),
         tun: Ok(()),
         memory_available: Some(4 << 30),
@@ -115,6 +117,7 @@ fn what_is_only_lacking_keeps_no_guest_from_running() {
     type Change = fn(&mut Facts);
     let vm = |vm: VmFacts| KvmState::Open(KvmFacts { api_version: 12, vm: Ok(vm) });
     let table: &[(&str, Change)] = &[
+        ("traps", |facts| facts.traps = Err("a trapped access cannot be carried out".into())),
         ("nested-paging", |facts| facts.nested_paging = Some(false)),
         ("huge-pages", |facts| facts.collapse = Err("Invalid argument".into())),
         ("network", |facts| facts.tun = Err("No such file".into())),
@@ -132,6 +135,11 @@ fn what_is_only_lacking_keeps_no_guest_from_running() {
         assert!(report.can_run_stock_guests && !report.has_second_view, "{report}");
         assert_eq!(mark(&report, "second-view"), Mark::Lacking);
     }
+    // What KVM says that it has is one thing, what was seen to work another.
+    let held = Ok(Means { second_view: false, blocks_interrupts: true });
+    let report = judge(&Facts { traps: held, ..healthy() });
+    assert!(report.can_run_stock_guests && !report.has_second_view, "{report}");
+    assert!(report.to_string().contains("a trapped access is carried out with all other vCPUs held"));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What was seen of the host, before anybody judges it.
 
+use crate::trap::Means;
+
 /// The host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
@@ -15,6 +17,8 @@ pub struct Facts {
     pub nested_paging: Option<bool>,
     /// What /dev/kvm is and does.
     pub kvm: KvmState,
+    /// How trapped accesses are carried out here, as shown on a tiny guest, or why they cannot be.
+    pub traps: Result<Means, String>,
     /// Whether a page of a memfd became a huge page when asked to, and the host's answer if not.
     pub collapse: Result<(), String>,
     /// Whether /dev/net/tun can be opened, and the host's answer if not.

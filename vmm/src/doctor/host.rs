@@ -17,6 +17,7 @@ pub(super) fn observe() -> Facts {
         kvm_modules: kvm_modules(),
         nested_paging: nested_paging(),
         kvm: kvm::observe(),
+        traps: kvm::traps(),
         collapse: collapse(),
         tun: tun(),
         memory_available: memory_available(),

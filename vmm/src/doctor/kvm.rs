@@ -7,6 +7,8 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::facts::{KvmFacts, KvmState, VmError, VmFacts};
 use super::host::group_of;
+use crate::config::Trapping;
+use crate::trap::{Means, Proof};
 
 pub(super) fn observe() -> KvmState {
     match Kvm::new() {
@@ -18,6 +20,12 @@ pub(super) fn observe() -> KvmState {
             errno => KvmState::Broken { error: io::Error::from_raw_os_error(errno).to_string() },
         },
     }
+}
+
+/// Lets a tiny guest be trapped.
+pub(super) fn traps() -> Result<Means, String> {
+    let kvm = Kvm::new().map_err(|error| io::Error::from_raw_os_error(error.errno()).to_string())?;
+    Proof::of(&kvm, Trapping::Best).means()
 }
 
 fn vm(kvm: &Kvm) -> Result<VmFacts, VmError> {

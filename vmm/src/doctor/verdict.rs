@@ -138,7 +138,10 @@ fn opened(facts: &Facts, kvm: &KvmFacts, findings: &mut Findings) -> bool {
         ),
     }
     match &kvm.vm {
-        Ok(vm) => capabilities(vm, findings),
+        Ok(vm) => {
+            let offered = capabilities(vm, findings);
+            traps(facts, findings) && offered
+        }
         Err(VmError { busy: true, .. }) => {
             let advice = "stop the other hypervisor (VirtualBox, VMware, ...) and unload its modules";
             findings.bad(
@@ -203,6 +206,20 @@ fn capabilities(vm: &VmFacts, findings: &mut Findings) -> bool {
         );
     }
     second_view
+}
+
+/// Judges what was shown, not what KVM says of itself; says whether the second view works.
+fn traps(facts: &Facts, findings: &mut Findings) -> bool {
+    match &facts.traps {
+        Ok(means) => findings.good("traps", format!("shown on a tiny guest: a trapped access is carried out {means}")),
+        Err(why) => findings.bad(
+            "traps",
+            Mark::Lacking,
+            why.clone(),
+            "guests run, but no patch that changes data can be applied; use a host with VMX or SVM and Debian 12's kernel or later",
+        ),
+    }
+    facts.traps.as_ref().is_ok_and(|means| means.second_view)
 }
 
 /// What is not KVM.

@@ -8,6 +8,7 @@ mod classes;
 mod entries;
 mod heard;
 mod hostile;
+mod proven;
 mod refused;
 mod sharing;
 #[path = "../tiny/mod.rs"]

@@ -73,11 +73,22 @@ impl Proof {
                         proof.means = Some(means);
                         return proof;
                     }
-                    Err(why) => proof.failed.push((means, why)),
+                    Err(why) => proof.fails(means, why),
                 }
             }
         }
         proof
+    }
+
+    fn fails(&mut self, means: Means, why: String) {
+        // Interrupts have nothing to do with it then.
+        let again = self
+            .failed
+            .last()
+            .is_some_and(|(last, said)| last.second_view == means.second_view && *said == why);
+        if !again {
+            self.failed.push((means, why));
+        }
     }
 
     /// The way that was proven.
