@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::KVM_VCPUEVENT_VALID_SMM;
+use kvm_bindings::{KVM_VCPUEVENT_VALID_SMM, kvm_vcpu_events};
 use kvm_ioctls::VcpuFd;
 use update_server::addr::Gpa;
 use update_server::watch::Access;
@@ -51,13 +51,15 @@ impl Ground {
         Self::AllHeld { doors: Arc::clone(doors), changed: BTreeSet::new() }
     }
 
-    /// Puts the vCPU there.
+    /// Puts the vCPU there; says whether it is. One that another has sent an INIT is not: it will not carry out what it was trapped
+    /// at, but begin anew, and in the second view KVM would drop what tells it where (arch/x86/kvm/lapic.c,
+    /// `kvm_apic_accept_events`).
     pub(super) fn enter(
         &mut self,
         vcpu: &Attached<'_>,
         plan: Plan<'_>,
         pages: &ArmedPages,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         let close = |page: &&Gpa| !plan.need.contains(page);
         match self {
             Self::SecondView { closed } => {
@@ -70,12 +72,21 @@ impl Ground {
                     protect(&pages.ram, page.0, Protection::Closed, second)?;
                 }
                 closed.extend(plan.close.iter().filter(close).map(|page| page.0));
-                set_system_management(vcpu.fd(), true)
+                let events = events(vcpu.fd())?;
+                let begins_anew = events.smi.latched_init != 0;
+                if !begins_anew {
+                    set_system_management(vcpu.fd(), events, true)?;
+                }
+                Ok(!begins_anew)
             }
             Self::AllHeld { doors, changed } => {
                 doors.close().map_err(|count| {
                     io::Error::other(format!("{count} vCPUs did not come out of the guest"))
                 })?;
+                // From here on nobody can send one.
+                if events(vcpu.fd())?.smi.latched_init != 0 {
+                    return Ok(false);
+                }
                 let need = plan.need.iter().map(|page| page.0).filter(|page| pages.pages.contains_key(page));
                 let open: Vec<u64> =
                     if plan.others { pages.pages.keys().copied().collect() } else { need.collect() };
@@ -87,7 +98,7 @@ impl Ground {
                     changed.insert(page.0);
                     protect(&pages.ram, page.0, Protection::Closed, first)?;
                 }
-                Ok(())
+                Ok(true)
             }
         }
     }
@@ -110,7 +121,7 @@ impl Ground {
     /// Takes the vCPU away from there. What cannot be closed again is reported; the vCPU has left in any case.
     pub(super) fn leave(&mut self, vcpu: &Attached<'_>, pages: &ArmedPages) -> io::Result<()> {
         match self {
-            Self::SecondView { .. } => set_system_management(vcpu.fd(), false),
+            Self::SecondView { .. } => set_system_management(vcpu.fd(), events(vcpu.fd())?, false),
             Self::AllHeld { doors, changed } => {
                 let again = changed.iter().try_for_each(|&page| {
                     let access = pages.pages.get(&page).map(|armed| armed.access);
@@ -160,13 +171,16 @@ fn protect(
     view(region).protect(offset, PAGE, protection)
 }
 
+fn events(fd: &VcpuFd) -> io::Result<kvm_vcpu_events> {
+    fd.get_vcpu_events().map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
 /// KVM uses its second address space for a vCPU whose system management flag is set (KVM api.rst 4.35). The flag can be set without
-/// anything else that comes with that mode (KVM api.rst 4.32, `KVM_SET_VCPU_EVENTS`).
-fn set_system_management(fd: &VcpuFd, on: bool) -> io::Result<()> {
-    let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
-    let mut events = fd.get_vcpu_events().map_err(failed)?;
+/// anything else that comes with that mode (KVM api.rst 4.32, `KVM_SET_VCPU_EVENTS`). `events` were read just before: with the flag
+/// goes whether an INIT is pending, and one that comes in between is lost.
+fn set_system_management(fd: &VcpuFd, mut events: kvm_vcpu_events, on: bool) -> io::Result<()> {
     // Nothing else is written back: an NMI may have come meanwhile.
     events.flags = KVM_VCPUEVENT_VALID_SMM;
     events.smi.smm = u8::from(on);
-    fd.set_vcpu_events(&events).map_err(failed)
+    fd.set_vcpu_events(&events).map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }

@@ -26,7 +26,7 @@ pub(super) enum Ended {
     Done(Box<kvm_regs>),
     /// The event was delivered; the vCPU is in front of its handler.
     Delivered(Box<kvm_regs>),
-    /// An event comes first: the guest has to be entered for it. What the instruction did before is done.
+    /// An event comes first, or the vCPU is to begin anew: the guest has to be entered for it. What the instruction did before is done.
     Before,
     /// It left for something that is served outside, as any other exit.
     Outside,
@@ -57,7 +57,10 @@ impl Trip<'_> {
         alarm: &Alarm,
     ) -> io::Result<Ended> {
         alarm.begin(self.vcpu);
-        let ended = ground.enter(vcpu, self.plan, pages).and_then(|()| {
+        let ended = ground.enter(vcpu, self.plan, pages).and_then(|entered| {
+            if !entered {
+                return Ok(Ended::Before);
+            }
             let mut control = KVM_GUESTDBG_ENABLE;
             if self.blocks_interrupts {
                 control |= KVM_GUESTDBG_BLOCKIRQ;

@@ -58,7 +58,7 @@ fn load_idt(a: &mut CodeAssembler) -> Assembled {
     a.lidt(ptr(IDT_POINTER))
 }
 
-fn wait_for_go(a: &mut CodeAssembler) -> Assembled {
+pub(crate) fn wait_for_go(a: &mut CodeAssembler) -> Assembled {
     let mut wait = a.create_label();
     a.set_label(&mut wait)?;
     a.pause()?;
@@ -66,7 +66,7 @@ fn wait_for_go(a: &mut CodeAssembler) -> Assembled {
     a.je(wait)
 }
 
-fn stay(a: &mut CodeAssembler) -> Assembled {
+pub(crate) fn stay(a: &mut CodeAssembler) -> Assembled {
     let mut end = a.create_label();
     a.set_label(&mut end)?;
     a.pause()?;
@@ -234,13 +234,13 @@ fn exceptions_are_as_without_a_trap() {
 const APIC: u64 = 0xfee0_0000;
 const APIC_EOI: u64 = APIC + 0xb0;
 const APIC_SPURIOUS: u64 = APIC + 0xf0;
-const APIC_COMMAND: u64 = APIC + 0x300;
+pub(crate) const APIC_COMMAND: u64 = APIC + 0x300;
 const APIC_TIMER: u64 = APIC + 0x320;
 const APIC_COUNT: u64 = APIC + 0x380;
 const APIC_DIVIDE: u64 = APIC + 0x3e0;
 const VECTOR: u64 = 0x40;
 
-fn apic(a: &mut CodeAssembler, register: u64, value: u32) -> Assembled {
+pub(crate) fn apic(a: &mut CodeAssembler, register: u64, value: u32) -> Assembled {
     a.mov(ebx, u32::try_from(register).unwrap())?;
     a.mov(dword_ptr(rbx), value)
 }

@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod classes;
+mod endings;
 mod entries;
+mod fuzz;
 mod heard;
 mod hostile;
 mod proven;

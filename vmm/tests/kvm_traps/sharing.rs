@@ -12,9 +12,9 @@ use crate::tiny::{DATA, Program, Vcpus, multiprocessor, wait_until};
 use crate::{PATIENCE, WAYS, low};
 
 /// One word for all, then one for each at 64 bytes, then one for each next to each other.
-const SHARED: u64 = DATA + 0x1000;
-const APART: u64 = SHARED + 0x400;
-const CLOSE: u64 = SHARED + 0x800;
+pub(crate) const SHARED: u64 = DATA + 0x1000;
+pub(crate) const APART: u64 = SHARED + 0x400;
+pub(crate) const CLOSE: u64 = SHARED + 0x800;
 /// Stored, not counted up.
 const STORED: u64 = SHARED + 0xc00;
 /// How far each is, where nobody watches.
@@ -23,7 +23,7 @@ const ROUNDS: u64 = DATA + 0x4000;
 const GO: u64 = DATA;
 
 /// Every vCPU counts up: all the same word, locked, and its own ones, plainly.
-fn counting() -> Program {
+pub(crate) fn counting() -> Program {
     multiprocessor(|a| {
         let (mut wait, mut again, mut end) = (a.create_label(), a.create_label(), a.create_label());
         a.mov(r8d, edi)?;
@@ -53,7 +53,7 @@ fn one_round(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(qword_ptr(r8 + low(ROUNDS)), r10)
 }
 
-fn word(bytes: &[u8]) -> u64 {
+pub(crate) fn word(bytes: &[u8]) -> u64 {
     let mut word = [0; 8];
     word[..bytes.len()].copy_from_slice(bytes);
     u64::from_le_bytes(word)
