@@ -141,7 +141,10 @@ fn decode(factory: &mut InstructionInfoFactory, rip: u64, bytes: &[u8], bits: u3
             OpAccess::None | OpAccess::NoMemAccess => continue,
         };
         let mut len = u32::try_from(memory.memory_size().size()).unwrap_or(0);
-        if len == 0 {
+        if len == 0 && instruction.is_string_instruction() {
+            // One that is repeated: its operands are those of one iteration, unless there is none any more.
+            (len, exact) = (u32::try_from(instruction.memory_size().size()).unwrap_or(0), true);
+        } else if len == 0 {
             (len, exact) = (XSAVE_MOST, false);
             others |= !is_xsave(&instruction);
         }
@@ -259,6 +262,11 @@ mod tests {
             operands(CodeAssembler::movsq).0,
             [(0x9000, 8, false, true, true), (0xa000, 8, true, false, true)]
         );
+        // Repeated, it is one iteration at a time.
+        let moved = vec![(0x9000, 8, false, true, true), (0xa000, 8, true, false, true)];
+        assert_eq!(operands(|a| a.rep().movsq()), (moved, false));
+        assert_eq!(operands(|a| a.rep().stosd()), (vec![(0x9000, 4, false, true, true)], false));
+        assert_eq!(operands(|a| a.repe().cmpsb()).0.len(), 2);
         assert_eq!(operands(|a| a.fxsave(ptr(rdi))).0, [(0x9000, 512, false, true, true)]);
         assert_eq!(operands(|a| a.lea(rax, ptr(rdi))), (vec![], false));
         assert_eq!(operands(|a| a.mov(eax, dword_ptr(0x2000_u64))).0, [(0x2000, 4, true, false, true)]);
