@@ -26,7 +26,7 @@ use figure::Figure;
 /// All groups take a fifth of it in an emulated host.
 const LIMIT: Duration = Duration::from_hours(1);
 
-/// Measure lucos-vmm side by side with QEMU: boot time, memory, disk, exits and pauses; and the census of kernel stacks.
+/// Measure lucos-vmm side by side with QEMU: boot time, memory, disk, exits and pauses; and censuses, patches and traps.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 All figures come from one run on one host, with programs built for release. On an emulated host only the ratios mean
@@ -58,6 +58,10 @@ enum Group {
     Census,
     /// Applying patches, and rolling them back.
     Patch,
+    /// Accesses to watched pages.
+    Trap,
+    /// Beginning and ending to watch pages, and a guest beside pages that it does not touch.
+    Arm,
 }
 
 /// Does what the command line asks for.

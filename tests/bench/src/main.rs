@@ -7,15 +7,19 @@
 
 mod api;
 mod console;
+mod exit_trace;
 mod figure;
 mod fio;
 mod groups;
 mod guest;
-mod port_reads;
+mod kvm_stats;
+mod programs;
 mod residency;
 mod samples;
 mod smaps;
+mod threads;
 mod vmm;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -1,16 +1,11 @@
 //! How much memory a VMM takes, and by what pages the guest's is mapped.
 
-use std::fs;
-use std::path::Path;
-
 use anyhow::{Context, Result};
 
 use crate::smaps::{self, Mapping};
 
 /// The name of lucos-vmm's guest memory.
 const LUCOS_RAM: &str = "/memfd:lucos-guest-ram";
-/// Base pages in a huge page.
-const PER_HUGE: u32 = 512;
 
 /// What a VMM has in memory, in KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,22 +34,6 @@ impl Residency {
         let beyond = mappings.iter().filter(|mapping| !is_guest(mapping)).map(|mapping| mapping.rss);
         Ok(Self { beyond_guest: beyond.sum(), guest: guest.rss, guest_huge: guest.huge })
     }
-}
-
-/// The share of guest memory that KVM itself maps by huge pages, for the process `pid` (debugfs).
-pub(crate) fn kvm_huge_share(pid: u32) -> Result<f64> {
-    let root = Path::new("/sys/kernel/debug/kvm");
-    let entries = fs::read_dir(root).with_context(|| format!("cannot read {}", root.display()))?;
-    let vm = entries
-        .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{pid}-")))
-        .with_context(|| format!("process {pid} has no VM in {}", root.display()))?;
-    let count = |name: &str| -> Result<u32> {
-        let path = vm.path().join(name);
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(text.trim().parse()?)
-    };
-    Ok(share(count("pages_2m")? * PER_HUGE, count("pages_4k")?))
 }
 
 /// The share that `part` has beside `rest`.

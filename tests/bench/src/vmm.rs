@@ -31,6 +31,8 @@ pub(crate) struct Machine {
     pub(crate) cmdline: String,
     /// A Unix socket for the VMM's control protocol.
     pub(crate) control: Option<PathBuf>,
+    /// How lucos-vmm carries trapped accesses out, if not as well as it can.
+    pub(crate) traps: Option<&'static str>,
 }
 
 /// A raw image, shown to the guest as an NVMe disk.
@@ -76,6 +78,7 @@ fn lucos(machine: &Machine) -> Command {
     if let Some(socket) = &machine.control {
         command.arg("--api-socket").arg(socket);
     }
+    command.args(machine.traps.iter().flat_map(|traps| ["--traps", traps]));
     command
 }
 
@@ -114,6 +117,7 @@ mod tests {
             cmdline: "LUCOS_RUN=poweroff".into(),
             initrd: None,
             control: None,
+            traps: None,
         };
         let words = |vmm: Vmm| {
             let command = vmm.command(&machine);

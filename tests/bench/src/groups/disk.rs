@@ -69,6 +69,7 @@ fn machine(setting: &Setting, disk: &Path) -> Machine {
         cmdline: "quiet init=/bin/sh -- -c \"mount -t devtmpfs dev /dev; sh /dev/nvme2n1\"".to_owned(),
         initrd: None,
         control: None,
+        traps: None,
     }
 }
 

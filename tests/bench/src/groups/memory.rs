@@ -7,7 +7,8 @@ use anyhow::Result;
 use super::{MEMORY_MIB, Setting};
 use crate::figure::{Aim, Figure};
 use crate::guest::{Guest, insist};
-use crate::residency::{Residency, kvm_huge_share, share};
+use crate::kvm_stats::KvmStats;
+use crate::residency::{Residency, share};
 use crate::samples::Samples;
 use crate::vmm::Vmm;
 
@@ -54,5 +55,5 @@ fn look(setting: &Setting, vmm: Vmm) -> Result<(Residency, f64)> {
     let mut guest = Guest::start(vmm, &setting.tiny("sleep 1000"))?;
     guest.until_init()?;
     std::thread::sleep(SETTLE);
-    Ok((Residency::of(guest.pid(), MEMORY_MIB)?, kvm_huge_share(guest.pid())?))
+    Ok((Residency::of(guest.pid(), MEMORY_MIB)?, KvmStats::of(guest.pid())?.huge_share()?))
 }

@@ -1,12 +1,15 @@
 //! What is measured, in groups that can be asked for.
 
+mod arm;
 mod boot;
 mod census;
 mod disk;
 mod memory;
 mod patch;
 mod pause;
+mod programmed;
 mod sleepers;
+mod trap;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,6 +34,10 @@ pub(crate) enum Group {
     Census,
     /// Applying patches, and rolling them back.
     Patch,
+    /// Accesses to watched pages.
+    Trap,
+    /// Beginning and ending to watch pages, and a guest beside pages that it does not touch.
+    Arm,
 }
 
 impl Group {
@@ -49,6 +56,8 @@ impl Group {
             Self::Pause => pause::measure(setting),
             Self::Census => census::measure(setting),
             Self::Patch => patch::measure(setting),
+            Self::Trap => trap::measure(setting),
+            Self::Arm => arm::measure(setting),
         }
     }
 }
@@ -92,6 +101,7 @@ impl Setting {
             cmdline: format!("LUCOS_RUN=\"{command}\""),
             initrd: None,
             control: None,
+            traps: None,
         }
     }
 
@@ -113,6 +123,6 @@ mod tests {
     #[test]
     fn groups_come_once_and_in_order() {
         assert_eq!(Group::chosen(&[Group::Pause, Group::Boot, Group::Boot]), [Group::Boot, Group::Pause]);
-        assert_eq!(Group::chosen(&[]).len(), 6);
+        assert_eq!(Group::chosen(&[]).len(), 8);
     }
 }

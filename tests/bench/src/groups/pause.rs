@@ -9,7 +9,7 @@ use super::{Setting, fresh_socket};
 use crate::api::{Lucos, Qmp, Stop};
 use crate::figure::Figure;
 use crate::guest::{Guest, insist};
-use crate::port_reads;
+use crate::programs::{copy_script, port_reads, write_disk};
 use crate::samples::Samples;
 use crate::vmm::{Disk, Machine, Vmm};
 
@@ -36,11 +36,11 @@ pub(super) fn measure(setting: &Setting) -> Result<()> {
 /// The time of one read of a port that nobody answers.
 fn port_read(setting: &Setting, vmm: Vmm) -> Result<Samples> {
     let program = Path::new("port-reads.img");
-    port_reads::write_disk(program, READS)?;
+    write_disk(program, &[port_reads(READS)?])?;
     // The quotes tell what is said from the command line that the kernel logs.
     let script = format!(
-        "cat /dev/nvme1n1 > /tmp/reads; chmod +x /tmp/reads; for i in $(seq {RUNS}); do \
-         echo reads 'begin'; /tmp/reads && echo reads 'end'; done"
+        "{} for i in $(seq {RUNS}); do echo reads 'begin'; /tmp/0 && echo reads 'end'; done",
+        copy_script(1)
     );
     let mut machine = setting.tiny(&script);
     machine.disks.push(Disk { path: program.to_owned(), readonly: true });
