@@ -16,25 +16,23 @@ use crate::samples::Samples;
 /// Windows of each.
 const ROUNDS: usize = 7;
 /// For how long passes are counted.
-const LENGTH: Duration = Duration::from_millis(800);
+const LENGTH: Duration = Duration::from_millis(500);
 /// After a change: KVM's tables fill again.
-const SETTLE: Duration = Duration::from_millis(200);
+const SETTLE: Duration = Duration::from_millis(150);
 /// How many pages are watched.
 const COUNTS: [usize; 3] = [1, 64, 1024];
 
 pub(super) fn measure(setting: &Setting) -> Result<()> {
     let seen = insist(|| Seen::of(setting))?;
-    let free = Samples::of(seen.free.clone()).median();
-    let before = Samples::of(seen.before.clone()).median();
     for case in &seen.cases {
         let figure =
-            Figure::median(format!("arm.passes_{}", case.name), &Samples::of(case.rates.clone()), "/s")
-                .against("with no page watched", free);
+            Figure::median(format!("arm.passes_{}", case.name), &Samples::of(case.shares.clone()), "of it")
+                .against("with no page watched", 1.0);
         let figure = if case.aims { figure.aiming(Aim::RatioAtLeast(0.99)) } else { figure };
         figure.print()?;
     }
     Figure::median("arm.passes_afterwards", &Samples::of(seen.free), "/s")
-        .against("before any page was watched", before)
+        .against("before any page was watched", Samples::of(seen.before).median())
         .aiming(Aim::RatioAtLeast(0.99))
         .print()?;
     let [before, armed, after] = seen.huge_pages.map(Samples::of);
@@ -48,8 +46,8 @@ pub(super) fn measure(setting: &Setting) -> Result<()> {
         .print()
 }
 
-/// Passes in a second.
 struct Seen {
+    /// Passes in a second before any page was watched, and when none was any more.
     before: Vec<f64>,
     free: Vec<f64>,
     cases: Vec<Case>,
@@ -61,7 +59,8 @@ struct Case {
     name: String,
     aims: bool,
     pages: Vec<u64>,
-    rates: Vec<f64>,
+    /// Passes, beside those with none watched right afterwards.
+    shares: Vec<f64>,
 }
 
 impl Seen {
@@ -74,7 +73,7 @@ impl Seen {
             name: format!("{}_{name}", pages.len()),
             aims,
             pages,
-            rates: Vec::new(),
+            shares: Vec::new(),
         };
         let apart = COUNTS.map(|count| case("apart", true, memory.apart(count)));
         let among = COUNTS.map(|count| case("among", false, memory.among(count)));
@@ -93,15 +92,17 @@ impl Seen {
         for _ in 0..ROUNDS {
             for case in &mut seen.cases {
                 lucos.arm(&case.pages)?;
-                case.rates.push(passes_per_second(&lucos)?);
+                let watched = passes_per_second(&lucos)?;
                 if case.name == "1024_among" {
                     seen.huge_pages[1].push(huge_pages()?);
                 }
                 let counts = lucos.trap_counts()?;
                 ensure!(counts.get("accesses") == Some(&0), "these pages are touched: {counts:?}");
                 lucos.disarm()?;
+                let free = passes_per_second(&lucos)?;
+                case.shares.push(watched / free);
+                seen.free.push(free);
             }
-            seen.free.push(passes_per_second(&lucos)?);
             seen.huge_pages[2].push(huge_pages()?);
         }
         Ok(seen)

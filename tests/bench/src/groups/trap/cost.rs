@@ -11,9 +11,9 @@ use crate::programs::{KINDS, accesses};
 use crate::samples::Samples;
 
 /// Of each kind in one round: enough that the line on the console before it does not matter.
-const COUNT: u32 = 4000;
-/// Rounds while nothing is watched, and while the page is.
-const ROUNDS: usize = 5;
+const COUNT: u32 = 2000;
+/// Rounds while the page is watched, and half as many before and after that.
+const ROUNDS: usize = 9;
 
 pub(super) fn measure(setting: &Setting) -> Result<()> {
     let times = insist(|| rounds(setting, None))?;
@@ -47,24 +47,32 @@ fn rounds(setting: &Setting, traps: Option<&'static str>) -> Result<Times> {
     let mut machine = programmed::machine(setting, &[accesses(COUNT)?], 1, "/tmp/0")?;
     machine.traps = traps;
     let (mut guest, lucos, pages) = programmed::start(&machine, 1)?;
-    let free = of_each_kind(&mut guest)?;
-    lucos.arm(&pages)?;
-    // The round that it was armed in is half one, half the other.
-    guest.line_with("at end")?;
-    let watched = of_each_kind(&mut guest)?;
+    // By whether the page is watched.
+    let mut times = [vec![Vec::new(); KINDS.len()], vec![Vec::new(); KINDS.len()]];
+    for (watch, rounds) in [(false, ROUNDS / 2), (true, ROUNDS), (false, ROUNDS / 2)] {
+        if watch {
+            lucos.arm(&pages)?;
+        } else {
+            lucos.disarm()?;
+        }
+        // The round that was under way is half one, half the other.
+        guest.line_with("at end")?;
+        for _ in 0..rounds {
+            of_each_kind(&mut guest, &mut times[usize::from(watch)])?;
+        }
+    }
+    let [free, watched] = times.map(|times| times.iter().map(|times| Samples::micros(times)).collect());
     Ok(Times { free, watched })
 }
 
-fn of_each_kind(guest: &mut Guest) -> Result<Vec<Samples>> {
-    let mut times = vec![Vec::new(); KINDS.len()];
-    for _ in 0..ROUNDS {
-        let mut begin = guest.line_with(&format!("at {}", KINDS[0]))?.at;
-        let ends = KINDS.iter().skip(1).copied().chain(["end"]);
-        for (times, next) in times.iter_mut().zip(ends) {
-            let end = guest.line_with(&format!("at {next}"))?.at;
-            times.push(end.saturating_sub(begin) / COUNT);
-            begin = end;
-        }
+/// Adds the times of one round.
+fn of_each_kind(guest: &mut Guest, times: &mut [Vec<Duration>]) -> Result<()> {
+    let mut begin = guest.line_with(&format!("at {}", KINDS[0]))?.at;
+    let ends = KINDS.iter().skip(1).copied().chain(["end"]);
+    for (times, next) in times.iter_mut().zip(ends) {
+        let end = guest.line_with(&format!("at {next}"))?.at;
+        times.push(end.saturating_sub(begin) / COUNT);
+        begin = end;
     }
-    Ok(times.iter().map(|times: &Vec<Duration>| Samples::micros(times)).collect())
+    Ok(())
 }

@@ -12,11 +12,12 @@ use crate::programs::TOUCHED;
 use crate::samples::Samples;
 
 /// Each of: nothing watched, and every way in which a page is touched.
-const ROUNDS: usize = 5;
-/// Counters that are shown; of KVM's, and of the VMM's.
-const SHOWN: [&str; 11] = [
+const ROUNDS: usize = 7;
+/// Counters that are shown: of the VMM's, of what it has done about traps, and of KVM's.
+const SHOWN: [&str; 12] = [
+    "trap_in_place",
+    "trap_stepped",
     "vmm_trapped",
-    "vmm_stepped",
     "vmm_interrupted",
     "kvm_exits",
     "kvm_irq_exits",
@@ -102,21 +103,21 @@ impl Seen {
         Ok(())
     }
 
-    /// How far the others come meanwhile, and how often they leave the guest.
+    /// How far the others come meanwhile, and how often they leave the guest; each time beside the same right before it.
     fn print_others(&self, name: &str, aims: bool) -> Result<()> {
-        let work = |windows: &[Window]| {
-            Samples::of(windows.iter().map(|window| window.rate("vmm_port_in")).collect())
+        let print = |what: &str, shares: Vec<f64>, aim| {
+            let figure = Figure::median(format!("trap.others_{what}_{name}"), &Samples::of(shares), "of it")
+                .against("with no page watched", 1.0);
+            if aims { figure.aiming(aim) } else { figure }.print()
         };
+        let work = |window: &Window| window.rate("vmm_port_in");
         for (number, kind) in TOUCHED.iter().enumerate() {
-            let aiming = |figure: Figure, aim| if aims { figure.aiming(aim) } else { figure };
-            let figure =
-                Figure::median(format!("trap.others_work_{kind}_{name}"), &work(&self.touched[number]), "/s")
-                    .against("with no page watched", work(&self.free).median());
-            aiming(figure, Aim::RatioAtLeast(0.95)).print()?;
-            let exits = |state: usize| Samples::of(self.exits_of_others[state].clone());
-            let figure = Figure::median(format!("trap.others_exits_{kind}_{name}"), &exits(number + 1), "/s")
-                .against("with no page watched", exits(0).median());
-            aiming(figure, Aim::RatioAtMost(1.05)).print()?;
+            let pairs = self.touched[number].iter().zip(&self.free);
+            let shares = pairs.map(|(watched, free)| work(watched) / work(free)).collect();
+            print(&format!("work_{kind}"), shares, Aim::RatioAtLeast(0.95))?;
+            let pairs = self.exits_of_others[number + 1].iter().zip(&self.exits_of_others[0]);
+            let shares = pairs.map(|(watched, free)| watched / free).collect();
+            print(&format!("exits_{kind}"), shares, Aim::RatioAtMost(1.05))?;
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::programs::{PAGE, spin, touches};
 use crate::threads::VcpuThread;
 
 /// For how long everything is counted, each time.
-const LENGTH: Duration = Duration::from_millis(1200);
+const LENGTH: Duration = Duration::from_millis(700);
 /// After a change, so that what it brings about once is over.
 const SETTLE: Duration = Duration::from_millis(200);
 /// Those of KVM's counters that would show a vCPU that is called out of the guest, or has to forget its translations.
