@@ -19,6 +19,10 @@ const ROUNDS: usize = 7;
 const LENGTH: Duration = Duration::from_millis(500);
 /// After a change: KVM's tables fill again.
 const SETTLE: Duration = Duration::from_millis(150);
+/// The VMM makes huge pages in the background, at longer and longer intervals: it has made all when nothing has changed for so long.
+const UNCHANGED: Duration = Duration::from_secs(8);
+/// For no longer than that.
+const UNCHANGED_LIMIT: Duration = Duration::from_secs(30);
 /// How many pages are watched.
 const COUNTS: [usize; 3] = [1, 64, 1024];
 
@@ -30,6 +34,10 @@ pub(super) fn measure(setting: &Setting) -> Result<()> {
                 .against("with no page watched", 1.0);
         let figure = if case.aims { figure.aiming(Aim::RatioAtLeast(0.99)) } else { figure };
         figure.print()?;
+        let [watched, free] = [&case.faults.0, &case.faults.1].map(|faults| Samples::of(faults.clone()));
+        Figure::median(format!("arm.faults_{}", case.name), &watched, "/1000 passes")
+            .against("with no page watched", free.median())
+            .print()?;
     }
     Figure::median("arm.passes_afterwards", &Samples::of(seen.free), "/s")
         .against("before any page was watched", Samples::of(seen.before).median())
@@ -61,6 +69,8 @@ struct Case {
     pages: Vec<u64>,
     /// Passes, beside those with none watched right afterwards.
     shares: Vec<f64>,
+    /// Faults of nested paging for each 1,000 passes, in both.
+    faults: (Vec<f64>, Vec<f64>),
 }
 
 impl Seen {
@@ -74,6 +84,7 @@ impl Seen {
             aims,
             pages,
             shares: Vec::new(),
+            faults: <(Vec<f64>, Vec<f64>)>::default(),
         };
         let apart = COUNTS.map(|count| case("apart", true, memory.apart(count)));
         let among = COUNTS.map(|count| case("among", false, memory.among(count)));
@@ -83,25 +94,26 @@ impl Seen {
             cases: apart.into_iter().chain(among).collect(),
             huge_pages: Default::default(),
         };
-        // Until the kernel has nothing else to do any more, and huge pages are made.
-        thread::sleep(Duration::from_secs(5));
+        wait_for_huge_pages(&stats)?;
         for _ in 0..ROUNDS {
-            seen.before.push(passes_per_second(&lucos)?);
+            seen.before.push(Pace::of(&lucos, &stats)?.passes);
         }
         seen.huge_pages[0].push(huge_pages()?);
         for _ in 0..ROUNDS {
             for case in &mut seen.cases {
                 lucos.arm(&case.pages)?;
-                let watched = passes_per_second(&lucos)?;
+                let watched = Pace::of(&lucos, &stats)?;
                 if case.name == "1024_among" {
                     seen.huge_pages[1].push(huge_pages()?);
                 }
                 let counts = lucos.trap_counts()?;
                 ensure!(counts.get("accesses") == Some(&0), "these pages are touched: {counts:?}");
                 lucos.disarm()?;
-                let free = passes_per_second(&lucos)?;
-                case.shares.push(watched / free);
-                seen.free.push(free);
+                let free = Pace::of(&lucos, &stats)?;
+                case.shares.push(watched.passes / free.passes);
+                case.faults.0.push(watched.faults);
+                case.faults.1.push(free.faults);
+                seen.free.push(free.passes);
             }
             seen.huge_pages[2].push(huge_pages()?);
         }
@@ -109,11 +121,40 @@ impl Seen {
     }
 }
 
-fn passes_per_second(lucos: &Lucos) -> Result<f64> {
-    thread::sleep(SETTLE);
-    let count = || -> Result<u64> { Ok(lucos.exits()?.get("port_in").copied().unwrap_or(0)) };
-    let (begin, before) = (Instant::now(), count()?);
-    thread::sleep(LENGTH);
-    let (took, after) = (begin.elapsed(), count()?);
-    Ok(f64::from(u32::try_from(after.saturating_sub(before))?) / took.as_secs_f64())
+/// How the guest gets on.
+struct Pace {
+    /// In a second.
+    passes: f64,
+    /// Faults of nested paging, for each 1,000 passes.
+    faults: f64,
+}
+
+impl Pace {
+    fn of(lucos: &Lucos, stats: &KvmStats) -> Result<Self> {
+        thread::sleep(SETTLE);
+        let counts = || -> Result<(u64, u64)> {
+            let passes = lucos.exits()?.get("port_in").copied().unwrap_or(0);
+            Ok((passes, stats.count("pf_taken")?))
+        };
+        let (begin, before) = (Instant::now(), counts()?);
+        thread::sleep(LENGTH);
+        let (took, after) = (begin.elapsed(), counts()?);
+        let more = |before: u64, after: u64| u32::try_from(after.saturating_sub(before)).map(f64::from);
+        let (passes, faults) = (more(before.0, after.0)?, more(before.1, after.1)?);
+        ensure!(passes > 0.0, "the guest stands still");
+        Ok(Self { passes: passes / took.as_secs_f64(), faults: faults * 1000.0 / passes })
+    }
+}
+
+fn wait_for_huge_pages(stats: &KvmStats) -> Result<()> {
+    let begin = Instant::now();
+    let (mut last, mut since) = (stats.count("pages_2m")?, begin);
+    while since.elapsed() < UNCHANGED && begin.elapsed() < UNCHANGED_LIMIT {
+        thread::sleep(SETTLE);
+        let now = stats.count("pages_2m")?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    Ok(())
 }

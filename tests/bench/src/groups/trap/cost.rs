@@ -13,7 +13,7 @@ use crate::samples::Samples;
 /// Of each kind in one round: enough that the line on the console before it does not matter.
 const COUNT: u32 = 2000;
 /// Rounds while the page is watched, and half as many before and after that.
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 7;
 
 pub(super) fn measure(setting: &Setting) -> Result<()> {
     let times = insist(|| rounds(setting, None))?;

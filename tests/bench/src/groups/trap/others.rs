@@ -12,7 +12,7 @@ use crate::programs::TOUCHED;
 use crate::samples::Samples;
 
 /// Each of: nothing watched, and every way in which a page is touched.
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 6;
 /// Counters that are shown: of the VMM's, of what it has done about traps, and of KVM's.
 const SHOWN: [&str; 12] = [
     "trap_in_place",
