@@ -17,7 +17,7 @@ use crate::sys::PAGE;
 /// RFLAGS (Intel SDM vol. 1, 3.4.3): trap, direction, resume.
 pub(super) const TF: u64 = 1 << 8;
 const DF: u64 = 1 << 10;
-const RF: u64 = 1 << 16;
+pub(super) const RF: u64 = 1 << 16;
 /// Interrupts, nested task, virtual mode.
 const IF: u64 = 1 << 9;
 const NT: u64 = 1 << 14;
@@ -25,26 +25,55 @@ const VM: u64 = 1 << 17;
 /// Bytes of the frame of an event without an error code.
 const FRAME: usize = 40;
 
+/// Whether the instruction that was looked at is of a kind that is carried out here.
+pub(super) fn knows(look: &Look) -> bool {
+    let Some(decoded) = look.decoded.as_deref() else { return false };
+    let instruction = &decoded.instruction;
+    decoded.interrupts
+        || !look.others
+            && !instruction.has_lock_prefix()
+            && match instruction.mnemonic() {
+                Mnemonic::Mov | Mnemonic::Movnti => instruction.op1_kind() != OpKind::Memory,
+                Mnemonic::Push => instruction.op0_kind() != OpKind::Memory,
+                Mnemonic::Call | Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
+                    true
+                }
+                Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
+                    instruction.is_string_instruction()
+                }
+                _ => false,
+            }
+}
+
 /// Carries out the instruction that was looked at and tells of it, or does nothing. Returns the registers behind it.
+///
+/// The guest must have no breakpoints of its own: a store may hit one.
 pub(super) fn carry_out(
     space: &Space<'_>,
     look: &mut Look,
     pages: &mut ArmedPages,
     by: By,
 ) -> Option<kvm_regs> {
-    if space.bits != 64 || space.regs.rflags & (TF | RF) != 0 {
+    if space.bits != 64 || space.regs.rflags & TF != 0 {
         return None;
     }
+    let mut after = try_to(space, look, pages, by)?;
+    // An instruction that is done has passed its breakpoint (Intel SDM vol. 3B, 18.3.1.1). Many a processor sets this flag whenever
+    // it leaves the guest in the middle of one.
+    if after.rip != space.regs.rip {
+        after.rflags &= !RF;
+    }
+    Some(after)
+}
+
+fn try_to(space: &Space<'_>, look: &mut Look, pages: &mut ArmedPages, by: By) -> Option<kvm_regs> {
     let decoded = look.decoded.clone()?;
     let instruction = &decoded.instruction;
     if decoded.interrupts {
         return interrupt(space, look, pages, by, instruction);
     }
-    if look.others || instruction.has_lock_prefix() {
-        return None;
-    }
     match instruction.mnemonic() {
-        Mnemonic::Mov | Mnemonic::Movnti if instruction.op1_kind() != OpKind::Memory => {
+        Mnemonic::Mov | Mnemonic::Movnti => {
             let value = match instruction.op1_kind() {
                 OpKind::Register => register(space.regs, instruction.op1_register())?,
                 _ => instruction.try_immediate(1).ok()?,
@@ -56,7 +85,6 @@ pub(super) fn carry_out(
         Mnemonic::Push => {
             let value = match instruction.op0_kind() {
                 OpKind::Register => register(space.regs, instruction.op0_register())?,
-                OpKind::Memory => return None,
                 _ => instruction.try_immediate(0).ok()?,
             };
             pushed(space, look, pages, by, value, instruction.next_ip())
@@ -76,9 +104,7 @@ pub(super) fn carry_out(
         Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
             string(space, look, pages, by, instruction, None)
         }
-        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq
-            if instruction.is_string_instruction() =>
-        {
+        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
             let segment = space.value(instruction.memory_segment())?;
             string(space, look, pages, by, instruction, Some(segment.wrapping_add(space.regs.rsi)))
         }
@@ -113,7 +139,8 @@ fn interrupt(
     let words = [
         instruction.next_ip(),
         space.sregs.cs.selector.into(),
-        regs.rflags,
+        // Of an event that is no fault, the image has no resume flag (Intel SDM vol. 3B, 18.3.1.1).
+        regs.rflags & !RF,
         regs.rsp,
         space.sregs.ss.selector.into(),
     ];

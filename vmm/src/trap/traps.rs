@@ -189,6 +189,7 @@ impl Traps {
         if injected.is_none()
             && state.events.interrupt.shadow == 0
             && let Some(space) = &space
+            && in_place::knows(&order.look)
             && !finish::has_breakpoints(vcpu)
         {
             let Order { look, pages, .. } = &mut *order;

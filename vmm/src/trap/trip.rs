@@ -10,6 +10,7 @@ use super::alarm::{Alarm, LIMIT};
 use super::armed::ArmedPages;
 use super::frame;
 use super::ground::{Ground, Plan};
+use super::in_place::{RF, TF};
 use crate::sys::vcpu::{Attached, VcpuState};
 use crate::vcpu::VmExit;
 
@@ -80,6 +81,13 @@ impl Trip<'_> {
         Ok(ended)
     }
 
+    /// Whether nothing was carried out, as far as registers tell. Those that KVM shows meanwhile have no trap flag, though the guest
+    /// may have set it; and the resume flag is not the guest's doing.
+    fn is_where_it_was(&self, regs: &kvm_regs) -> bool {
+        let bare = |regs: &kvm_regs| kvm_regs { rflags: regs.rflags & !(TF | RF), ..*regs };
+        bare(regs) == bare(&self.state.regs)
+    }
+
     fn run(
         &self,
         vcpu: &mut Attached<'_>,
@@ -92,7 +100,7 @@ impl Trip<'_> {
             match vcpu.step()? {
                 VmExit::Stepped => {
                     let regs = vcpu.general_registers()?;
-                    if regs == self.state.regs && again < AGAIN {
+                    if self.is_where_it_was(&regs) && again < AGAIN {
                         again += 1;
                         continue;
                     }

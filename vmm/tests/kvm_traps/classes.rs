@@ -125,6 +125,11 @@ fn cases() -> Vec<Case> {
             a.lea(rax, ptr(there))?; a.call(rax)?; a.jmp(behind)?;
             a.set_label(&mut there)?; a.ret()?; a.set_label(&mut behind)?; a.xor(eax, eax)?;
         };
+        "mov with RF": |a| {
+            let mut there = a.create_label();
+            a.mov(rbp, rsp)?; a.mov(eax, ss)?; a.push(rax)?; a.push(rbp)?; a.push(0x1_0002)?; a.mov(eax, cs)?; a.push(rax)?;
+            a.lea(rax, ptr(there))?; a.push(rax)?; a.iretq()?; a.set_label(&mut there)?; a.mov(qword_ptr(rdi), rbx)?;
+        };
         "enter, leave": |a| { a.enter(16, 0)?; a.leave()?; };
         "mov ds": |a| { a.mov(word_ptr(rdi), ds)?; a.mov(ds, word_ptr(rdi))?; };
         "movsq from a device": |a| { a.mov(esi, DEVICE)?; a.movsq()?; };
