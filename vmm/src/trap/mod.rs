@@ -24,6 +24,7 @@ mod hypervisor;
 mod in_place;
 mod look;
 mod proof;
+mod quiet;
 mod ram;
 mod space;
 mod tally;

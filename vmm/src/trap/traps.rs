@@ -20,6 +20,7 @@ use super::hypervisor::{self, HypervisorPages};
 use super::in_place;
 use super::look::Look;
 use super::proof::Means;
+use super::quiet::QuietVcpu;
 use super::ram::Ram;
 use super::space::Space;
 use super::tally::Tally;
@@ -51,6 +52,8 @@ pub(super) struct Order {
     pub(super) pages: ArmedPages,
     pub(super) ground: Result<Ground, String>,
     pub(super) hypervisor: HypervisorPages,
+    /// Where steps keep interrupts away.
+    quiet: Option<QuietVcpu>,
     handlers: Handlers,
     decodings: Decodings,
     look: Look,
@@ -92,6 +95,8 @@ impl Traps {
         let blocks_interrupts = means.as_ref().is_ok_and(|means| means.blocks_interrupts);
         let doors = held.then(|| Arc::new(Doors::new(kicks)));
         let ground = means.map(|_| doors.as_ref().map_or_else(Ground::second_view, Ground::all_held));
+        let spare = u8::try_from(kicks.len()).unwrap_or(u8::MAX);
+        let quiet = blocks_interrupts.then(|| QuietVcpu::new(vm, spare)).transpose()?;
         // Before the first vCPU runs: what it named to KVM earlier would not be known.
         let ground = match vm.watch_msrs(&hypervisor::watched()) {
             Ok(()) => ground,
@@ -105,6 +110,7 @@ impl Traps {
                 pages: ArmedPages::new(Ram(vm.ram().clone()), Arc::new(Nobody)),
                 ground,
                 hypervisor: HypervisorPages::default(),
+                quiet,
                 handlers: Handlers::default(),
                 decodings: Decodings::new(),
                 look: Look::default(),
@@ -350,6 +356,12 @@ impl Traps {
             return;
         }
         self.vm.set_traps(any);
+        if let Some(quiet) = &order.quiet
+            && let Err(error) = quiet.hold(any)
+        {
+            // Steps are right all the same, and slower.
+            tracing::warn!("KVM_SET_GUEST_DEBUG of a vCPU that never runs: {error}");
+        }
         self.passing.store(any, Ordering::SeqCst);
         self.alarm.watch(any);
         order.pages.ram.0.regions().for_each(|region| region.marks().watch_any(any));

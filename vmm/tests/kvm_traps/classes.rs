@@ -28,6 +28,8 @@ const STACK: u64 = PAGE + 0x800;
 /// Where there is neither RAM nor a device: reads give ones. A port whose reads count up, and none behind it.
 const DEVICE: u32 = 0xd000_0000;
 const PORT: u32 = 0x900;
+/// Sixteen indices, apart from each other.
+const SCATTER: u64 = DATA + 0x6000;
 /// A stack that is not watched.
 const CALM: u64 = DATA + 0x8000;
 
@@ -132,6 +134,17 @@ fn cases() -> Vec<Case> {
         };
         "enter, leave": |a| { a.enter(16, 0)?; a.leave()?; };
         "mov ds": |a| { a.mov(word_ptr(rdi), ds)?; a.mov(ds, word_ptr(rdi))?; };
+        "prefetch, clflush": |a| { a.prefetcht0(byte_ptr(rdi))?; a.clflush(byte_ptr(rdi))?; };
+    };
+    cases.extend(device_cases());
+    cases.extend(vector_cases());
+    cases
+}
+
+/// Those that leave for a device in the middle.
+#[rustfmt::skip]
+fn device_cases() -> Vec<Case> {
+    cases! {
         "movsq from a device": |a| { a.mov(esi, DEVICE)?; a.movsq()?; };
         "rep movsd from a device, over the end": |a| { a.mov(esi, DEVICE)?; a.mov(rdi, NEXT - 10)?; a.rep().movsd()?; };
         "movsq to a device": |a| { a.mov(rsi, rdi)?; a.mov(edi, DEVICE)?; a.movsq()?; };
@@ -142,11 +155,53 @@ fn cases() -> Vec<Case> {
         "rep insb, over the end": |a| { a.mov(edx, PORT)?; a.mov(rdi, NEXT - 3)?; a.rep().insb()?; };
         "insd, over the end": |a| { a.mov(edx, PORT)?; a.mov(rdi, NEXT - 3)?; a.insd()?; };
         "outsb, rep outsd": |a| { a.mov(edx, PORT + 8)?; a.mov(rsi, rdi)?; a.outsb()?; a.rep().outsd()?; };
-        "prefetch, clflush": |a| { a.prefetcht0(byte_ptr(rdi))?; a.clflush(byte_ptr(rdi))?; };
-    };
+    }
+}
+
+/// Those that not every processor has.
+#[rustfmt::skip]
+fn vector_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
     if std::arch::is_x86_feature_detected!("xsave") {
         cases.extend(cases! {
             "xsave": |a| { a.mov(eax, 3)?; a.xor(edx, edx)?; a.xsave(ptr(rdi))?; };
+        });
+    }
+    if std::arch::is_x86_feature_detected!("avx") {
+        cases.extend(cases! {
+            "vmovdqu, vmovaps": |a| {
+                a.vmovdqu(ymm0, ymmword_ptr(rsi))?; a.vmovdqu(ymmword_ptr(rdi + 1), ymm0)?; a.vmovaps(ymmword_ptr(rdi + 64), ymm0)?;
+            };
+            "vmovdqu over the end": |a| { a.vmovdqu(ymm0, ymmword_ptr(rsi))?; a.vmovdqu(ymmword_ptr(NEXT - 7), ymm0)?; };
+            "vmaskmovps over the end": |a| {
+                a.vmovdqu(ymm0, ymmword_ptr(rsi + 3))?; a.vmovdqu(ymm1, ymmword_ptr(rsi + 0x61))?;
+                a.vmaskmovps(ymmword_ptr(NEXT - 12), ymm1, ymm0)?;
+            };
+        });
+    }
+    if std::arch::is_x86_feature_detected!("avx2") {
+        cases.extend(cases! {
+            "vpmaskmovq": |a| {
+                a.vmovdqu(ymm0, ymmword_ptr(rsi + 3))?; a.vmovdqu(ymm1, ymmword_ptr(rsi + 0x61))?;
+                a.vpmaskmovq(ymmword_ptr(rdi), ymm1, ymm0)?;
+            };
+        });
+    }
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        cases.extend(cases! {
+            "vmovdqu32, masked, over the end": |a| {
+                a.mov(eax, 0xa5c3)?; a.kmovw(k1, eax)?; a.vmovdqu32(zmm0, zmmword_ptr(rsi))?;
+                a.vmovdqu32(zmmword_ptr(NEXT - 24).k1(), zmm0)?;
+            };
+            "vpcompressd": |a| {
+                a.mov(eax, 0x5a3c)?; a.kmovw(k1, eax)?; a.vmovdqu32(zmm0, zmmword_ptr(rsi))?;
+                a.vpcompressd(zmmword_ptr(rdi).k1(), zmm0)?;
+            };
+            "vpscatterdd, over both pages": |a| {
+                a.mov(eax, 0xffff)?; a.kmovw(k1, eax)?; a.vmovdqu32(zmm0, zmmword_ptr(rsi))?;
+                a.vpternlogd(zmm1, zmm1, zmm1, 0xff)?; a.vpslld(zmm1, zmm1, 6)?; a.vpaddd(zmm1, zmm1, zmmword_ptr(SCATTER))?;
+                a.mov(rdi, NEXT)?; a.vpscatterdd(dword_ptr(rdi + zmm1 * 4).k1(), zmm0)?;
+            };
         });
     }
     cases
@@ -158,10 +213,20 @@ fn program(cases: &[Case]) -> Program {
         // SSE, and XSAVE with x87 and SSE where it is: CR4.OSFXSR, OSXMMEXCPT, OSXSAVE (Intel SDM vol. 3A, 2.5).
         a.mov(rax, cr4)?;
         a.or(eax, 0x600)?;
-        if std::arch::is_x86_feature_detected!("xsave") {
+        let xsave = std::arch::is_x86_feature_detected!("xsave");
+        if xsave {
             a.or(eax, 1 << 18)?;
         }
         a.mov(cr4, rax)?;
+        if xsave {
+            // XCR0: what the host has switched on itself.
+            let avx = if std::arch::is_x86_feature_detected!("avx") { 4 } else { 0 };
+            let avx512 = if std::arch::is_x86_feature_detected!("avx512f") { 0xe0 } else { 0 };
+            a.xor(ecx, ecx)?;
+            a.xor(edx, edx)?;
+            a.mov(eax, 3 | avx | avx512)?;
+            a.xsetbv()?;
+        }
         for (index, case) in (1..).zip(cases) {
             let (mut again, mut now) = (a.create_label(), a.create_label());
             a.set_label(&mut again)?;
@@ -234,6 +299,9 @@ fn run(
     mut after: impl FnMut(&Case, &Left),
 ) -> Vec<Left> {
     let memory = vcpus.vm.ram().memory();
+    for (at, index) in (0..16).zip([3_u32, 9, 70, 71, 100, 140, 200, 31, 5, 66, 80, 95, 128, 150, 210, 63]) {
+        memory.write_obj(index, GuestAddress(SCATTER + at * 4)).unwrap();
+    }
     (1_u64..)
         .zip(cases)
         .map(|(index, case)| {

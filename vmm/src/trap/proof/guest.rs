@@ -1,5 +1,6 @@
 //! The tiny guest: one vCPU, 2 MiB, no kernel.
 
+use std::collections::HashSet;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -108,7 +109,7 @@ impl Guest {
         let told = Arc::new(Told::default());
         traps.set_watcher(Arc::clone(&told) as _);
         let pages = [Gpa(PAGE), Gpa(STACK_PAGE)];
-        let watch = |access| traps.set_access(&pages, access, &Default::default());
+        let watch = |access| traps.set_access(&pages, access, &HashSet::new());
         watch(Some(Access::All)).map_err(|error| error.to_string())?;
         thread::scope(|scope| {
             let (ended, end) = channel();

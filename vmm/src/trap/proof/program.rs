@@ -160,8 +160,8 @@ mod tests {
 
     #[test]
     fn anything_amiss_is_named() {
-        assert_eq!(judge(&good()), Ok(()));
         type Spoil = fn(&mut Left);
+        assert_eq!(judge(&good()), Ok(()));
         let cases: [(Spoil, &str); 9] = [
             (|left| left.lost = 2, "did not end where"),
             (|left| left.unseen = 1, "not trapped"),
