@@ -9,6 +9,7 @@ mod ext4;
 mod holes;
 mod host;
 mod initrd;
+mod load;
 mod modules;
 mod plant;
 mod program;

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::bootstrap::Bootstrap;
-use super::{agent, ext4, guest_kernels, modules};
+use super::{agent, ext4, guest_kernels, load, modules};
 use crate::archive::SUITE;
 use crate::cache::{Cache, Inputs};
 use crate::kernels::{self, Kernel};
 use crate::progress::Step;
 
-const PACKAGES: [&str; 19] = [
+const PACKAGES: [&str; 22] = [
     "systemd-sysv",
     "udev",
     "dbus",
@@ -26,6 +26,9 @@ const PACKAGES: [&str; 19] = [
     "psmisc",
     "fio",
     "stress-ng",
+    "gcc",
+    "libc6-dev",
+    "make",
     "strace",
     "util-linux",
     "nvme-cli",
@@ -61,22 +64,23 @@ const MODULES: [&str; 18] = [
 const SETUP: &str = include_str!("../../guest/debian-setup");
 const SIZE: &str = "1280M";
 
-/// An ext4 disk for `root=/dev/nvme0n1`, with the agent as a service.
+/// An ext4 disk for `root=/dev/nvme0n1`, with the agent as a service, and what loads it.
 pub(super) fn disk(cache: &Cache) -> Result<PathBuf> {
-    let (userland, agent) = (userland(cache)?, agent::tar(cache)?);
+    let (userland, agent, load) = (userland(cache)?, agent::tar(cache)?, load::tar(cache)?);
     // The folder that each is in is named by all that it is made from.
     let key = |path: &Path| path.parent().and_then(Path::file_name).unwrap_or_default().to_owned();
     let inputs = Inputs::new()
         .with("size", SIZE)
         .with("userland", key(&userland).as_encoded_bytes())
         .with("agent", key(&agent).as_encoded_bytes())
+        .with("load", key(&load).as_encoded_bytes())
         .with("code", include_str!("debian.rs"));
     let place = cache.entry("images/debian", &inputs, |folder| {
         let step = Step::start("building the Debian guest's disk");
         let scratch =
             tempfile::tempdir_in(cache.root().join("tmp")).context("cannot make a folder to build in")?;
         let root = scratch.path().join("root");
-        ext4::from_tars(&[&userland, &agent], &root, &folder.join("debian.ext4"), SIZE)?;
+        ext4::from_tars(&[&userland, &agent, &load], &root, &folder.join("debian.ext4"), SIZE)?;
         step.done();
         Ok(())
     })?;

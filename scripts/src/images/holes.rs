@@ -15,7 +15,7 @@ use crate::packages::{self, Group};
 use crate::progress::Step;
 
 const PROGRAM: &str = "holes";
-const SOURCES: [(&str, &str); 9] = [
+pub(super) const SOURCES: [(&str, &str); 9] = [
     ("holes.h", include_str!("../../guest/holes/holes.h")),
     ("holes.c", include_str!("../../guest/holes/holes.c")),
     ("bpf.c", include_str!("../../guest/holes/bpf.c")),
