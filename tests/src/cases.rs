@@ -11,6 +11,7 @@ mod holes;
 mod intel;
 mod kernel;
 mod kernels;
+mod load;
 mod modules;
 mod patch;
 mod pause;
@@ -22,7 +23,7 @@ use crate::harness::Test;
 
 /// All of them, in the order in which they are run: what tells most soonest comes first.
 pub(crate) fn all() -> Vec<Test> {
-    let groups: [&[Test]; 17] = [
+    let groups: [&[Test]; 18] = [
         boot::TESTS,
         refusals::TESTS,
         devices::TESTS,
@@ -38,6 +39,7 @@ pub(crate) fn all() -> Vec<Test> {
         crash::TESTS,
         console::TESTS,
         debian::TESTS,
+        load::TESTS,
         kernels::TESTS,
         intel::TESTS,
     ];

@@ -25,3 +25,7 @@ pub(crate) const SHUTDOWN: Duration = Duration::from_mins(3);
 pub(crate) const PATCH: Duration = Duration::from_mins(4);
 /// The VMM says no before any guest runs; most of it is loading the program over the test bed's file share.
 pub(crate) const REFUSAL: Duration = Duration::from_mins(1);
+/// Watched pages are written to often enough. The guest may crawl: whatever it does, each access is told of in turn.
+pub(crate) const TRAPS: Duration = Duration::from_mins(3);
+/// A round of each kind of load ends, all of them side by side, in a guest that may still catch up on what it missed.
+pub(crate) const LOAD_ROUND: Duration = Duration::from_mins(8);

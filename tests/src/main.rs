@@ -13,6 +13,7 @@
 //! | [`initramfs`] | an initramfs that a test puts together |
 //! | [`deadlines`] | how long things may take, and why |
 //! | [`lup`] | patches that a test puts together |
+//! | [`traps`] | what is said of watched pages |
 //! | [`kernel_log`] | what a guest's kernel must not say |
 //! | [`harness`] | tiers, filters and the report |
 //! | [`cases`] | the tests |
@@ -31,6 +32,7 @@ mod lup;
 mod process;
 mod pty;
 mod transcript;
+mod traps;
 mod vm;
 
 use std::process::ExitCode;

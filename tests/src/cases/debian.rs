@@ -19,8 +19,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("debian::network_entropy_and_power_button", Tier::Gate, devices),
 ];
 
-/// The disk, copied once: it is the largest of all, and both tests leave it as they find it.
-fn disk() -> Result<PathBuf> {
+/// The disk, copied once: it is the largest of all, and all tests leave it as they find it.
+pub(super) fn disk() -> Result<PathBuf> {
     let scratch = std::env::var_os("LUCOS_SCRATCH").context("LUCOS_SCRATCH is not set")?;
     let path = Path::new(&scratch).join("debian.img");
     if !path.exists() {
