@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -13,6 +14,7 @@ use lucos_vmm::client::{EXIT_CODES, Method, Verb};
 use lucos_vmm::config::MachineSpec;
 use lucos_vmm::control::model::PatchState;
 use lucos_vmm::control::{ControlServer, openapi, openapi_json};
+use lucos_vmm::trap::MOST_PAGES;
 use serde_json::Value;
 
 fn lucos(arguments: &[&str]) -> Output {
@@ -211,6 +213,57 @@ fn every_verb_prints_for_people_and_for_programs() {
     assert!(out.ends_with(" T a&b=c d+%\n"), "{out}");
     let (_, toml, _) = text(&lucos(&["--api-socket", socket, "config"]));
     assert_eq!(toml::from_str::<MachineSpec>(&toml).unwrap(), Scripted::running().spec);
+}
+
+#[test]
+fn pages_come_from_the_command_line_a_file_or_standard_input() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let _server = ControlServer::start(&socket, Scripted::running()).unwrap();
+    let socket = socket.to_str().unwrap();
+    let list = |name: &str, lines: &[String]| {
+        let file = directory.path().join(name);
+        std::fs::write(&file, lines.join("\n") + "\n").unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let arm =
+        |arguments: &[&str]| text(&lucos(&[&["--api-socket", socket, "--json", "arm"], arguments].concat()));
+    let watched = |(code, out, err): (Option<i32>, String, String)| {
+        assert_eq!((code, err.as_str()), (Some(0), ""));
+        serde_json::from_str::<Value>(&out).unwrap()["pages"].clone()
+    };
+    let mut pages: Vec<String> = (1..=MOST_PAGES as u64).map(|page| format!("{:#x}", page << 12)).collect();
+    let most = list("most", &pages);
+    assert_eq!(watched(arm(&["--pages-from", &most])), serde_json::json!(pages));
+    // As many as fit on a command line, and do not fit in the head of a request.
+    let some: Vec<&str> = pages[..2000].iter().map(String::as_str).collect();
+    assert_eq!(watched(arm(&some)), serde_json::json!(some));
+    let one = list("one", &pages[1..2]);
+    assert_eq!(
+        watched(arm(&["1000", "--pages-from", &one, "--busiest", "1"])),
+        serde_json::json!(["0x1000", "0x2000", "0x0"])
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lucos"));
+    command.args(["--api-socket", socket, "--json", "arm", "--pages-from", "-"]);
+    let output = command.stdin(File::open(&one).unwrap()).output().unwrap();
+    assert_eq!(watched(text(&output)), serde_json::json!(["0x2000"]));
+
+    pages.push("0x1000".into());
+    let refusals: [(&[&str], &str); 5] = [
+        (
+            &["--pages-from", &list("more", &pages)],
+            "names 30001 pages, and 30000 can be watched at once; name fewer",
+        ),
+        (&["--pages-from", &list("bad", &["0x1000".into(), "no".into()])], "line 2 of "),
+        (&["--pages-from", "/nowhere"], "cannot read pages from /nowhere: No such file"),
+        (&["0x1000", "nonsense"], "\\\"nonsense\\\" is no address (`pages[1]`)"),
+        (&[], "no page is named"),
+    ];
+    for (arguments, said) in refusals {
+        let (code, out, err) = arm(arguments);
+        assert_eq!(code, Some(1), "{arguments:?}");
+        assert!((out + &err).contains(said), "{arguments:?}: {err}");
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use common::{Scripted, ask, converse};
 use lucos_vmm::control::model::MachineState;
 use lucos_vmm::control::{ControlServer, ServerError, openapi_json};
 use lucos_vmm::socket::SocketError;
+use lucos_vmm::trap::MOST_PAGES;
 
 struct Bench {
     machine: Arc<Scripted>,
@@ -120,6 +121,48 @@ fn what_is_no_request_of_this_api_is_refused_in_json() {
             .concat();
     assert!(converse(&bench.socket, &endless).contains("413"));
     assert_eq!(bench.machine.pauses.load(Ordering::SeqCst), 0, "a refused request did something");
+}
+
+#[test]
+fn as_many_pages_as_can_be_watched_are_named_in_one_request() {
+    let bench = bench();
+    let arm = |body: &[u8]| ask(&bench.socket, "PUT", "/api/v1/vm.arm", body);
+    let pages = |count: usize| -> Vec<String> {
+        (0..count as u64).map(|page| format!("{:#x}", u64::MAX - 0xfff - (page << 12))).collect()
+    };
+    let most = serde_json::json!({"pages": pages(MOST_PAGES), "all": true});
+    for body in [most.to_string(), serde_json::to_string_pretty(&most).unwrap()] {
+        let (status, report) = arm(body.as_bytes());
+        assert_eq!((status, &report["pages"]), (200, &most["pages"]));
+    }
+    assert_eq!(arm(br#"{"busiest": 2}"#).1["pages"], serde_json::json!(["0x0", "0x1000"]));
+
+    let refused = |body: &[u8], status: u16, code: &str, said: &str, next_step: &str| {
+        let (found, error) = arm(body);
+        assert_eq!((found, &error["code"]), (status, &code.into()), "{error}");
+        for (field, piece) in [("message", said), ("next_step", next_step)] {
+            assert!(error[field].as_str().unwrap().contains(piece), "{piece:?} is not in {error}");
+        }
+    };
+    let more = serde_json::json!({"pages": pages(MOST_PAGES + 1)}).to_string();
+    refused(more.as_bytes(), 400, "too_many_pages", "`pages` names 30001 pages, and 30000", "fewer");
+    let far_more = serde_json::json!({"pages": pages(MOST_PAGES * 2)}).to_string();
+    refused(
+        far_more.as_bytes(),
+        413,
+        "body_too_large",
+        "/api/v1/vm.arm takes no body of more than",
+        "30,000 pages",
+    );
+    refused(b"", 400, "bad_body", "EOF", "send JSON such as");
+    refused(b"{\"pages\": [\n0x1000]}", 400, "bad_body", "at line 2 column 1", "send JSON such as");
+    refused(br#"{"page": ["0x1000"]}"#, 400, "bad_body", "unknown field `page`", "\"pages\": [");
+    refused(br#"{"pages": [4096]}"#, 400, "bad_body", "integer `4096`, expected a string", "0x1c05000");
+    refused(br#"{"busiest": -1}"#, 400, "bad_body", "integer `-1`", "send JSON such as");
+    let bad = br#"{"pages": ["0x1000", "1000h"]}"#;
+    refused(bad, 400, "bad_page", "\"1000h\" is no address (`pages[1]`)", "hexadecimal");
+    refused(b"{}", 400, "bad_page", "no page is named", "busiest");
+    refused(br#"{"pages": ["0x1001"]}"#, 422, "not_watched", "that is no page", "lucos traps");
 }
 
 #[test]

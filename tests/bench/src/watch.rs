@@ -3,22 +3,16 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::Lucos;
-
-/// Pages that are named in one request: the VMM takes a line of 8 KiB with what belongs to it, and no more.
-const PER_REQUEST: usize = 800;
 
 impl Lucos {
     /// Watches `pages` for writes, while the guest runs; nothing else is watched.
     pub(crate) fn arm(&self, pages: &[u64]) -> Result<()> {
-        let mut watched = 0;
-        for some in pages.chunks(PER_REQUEST) {
-            let list: Vec<String> = some.iter().map(|page| format!("{page:x}")).collect();
-            let report = self.put(&format!("vm.arm?pages={}", list.join(",")), &[])?;
-            watched = report["pages"].as_array().map_or(0, Vec::len);
-        }
+        let list: Vec<String> = pages.iter().map(|page| format!("{page:#x}")).collect();
+        let report = self.put("vm.arm", json!({"pages": list}).to_string().as_bytes())?;
+        let watched = report["pages"].as_array().map_or(0, Vec::len);
         ensure!(watched == pages.len(), "{watched} of {} pages are watched", pages.len());
         Ok(())
     }

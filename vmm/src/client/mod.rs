@@ -2,6 +2,7 @@
 //! need several.
 
 mod http;
+mod pages;
 mod patch;
 mod render;
 mod verb;
@@ -134,7 +135,11 @@ fn ask_for(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> Result<h
 
 fn ask(verb: &Verb, socket: &Path, json: bool) -> u8 {
     let path = verb.path().to_owned() + &verb.query();
-    let answer = match ask_for(socket, verb.method(), &path, Vec::new()) {
+    let body = match verb.body() {
+        Ok(body) => body,
+        Err(error) => return fail(FAILED, &error),
+    };
+    let answer = match ask_for(socket, verb.method(), &path, body) {
         Ok(answer) => answer,
         Err(code) => return code,
     };

@@ -1,6 +1,11 @@
 //! The verbs, one for each endpoint of the API.
 
-use clap::Subcommand;
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueHint};
+
+use super::pages;
+use crate::control::model::ArmRequest;
 
 /// How an endpoint is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +60,9 @@ pub enum Verb {
         /// Guest physical addresses of pages, in hexadecimal
         #[arg(value_name = "ADDRESS")]
         pages: Vec<String>,
+        /// More of them, one in a line; `-` is standard input
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        pages_from: Option<PathBuf>,
         /// This many of the pages that the guest writes to most
         #[arg(long, value_name = "N", default_value_t = 0)]
         busiest: usize,
@@ -87,7 +95,7 @@ impl Verb {
         Self::TextCheck,
         Self::Symbols { filter: None },
         Self::Modules { name: None },
-        Self::Arm { pages: Vec::new(), busiest: 0, all: false },
+        Self::Arm { pages: Vec::new(), pages_from: None, busiest: 0, all: false },
         Self::Traps,
         Self::Disarm,
         Self::Shutdown,
@@ -135,16 +143,22 @@ impl Verb {
         match self {
             Self::Symbols { filter: Some(filter) } => format!("?filter={}", escaped(filter)),
             Self::Modules { name: Some(name) } => format!("?name={}", escaped(name)),
-            Self::Arm { pages, busiest, all } => {
-                let named = if pages.is_empty() {
-                    String::new()
-                } else {
-                    format!("pages={}&", escaped(&pages.join(",")))
-                };
-                format!("?{named}busiest={busiest}&all={all}")
-            }
             Self::Stacks { verify: true } => "?verify=true".to_owned(),
             _ => String::new(),
+        }
+    }
+
+    /// What is sent with it; nothing with most. An error is for people: files that are named may not be what they should be.
+    pub(super) fn body(&self) -> Result<Vec<u8>, String> {
+        match self {
+            Self::Arm { pages, pages_from, busiest, all } => {
+                let mut pages = pages.clone();
+                if let Some(file) = pages_from {
+                    pages.append(&mut pages::read(file)?);
+                }
+                pages::body(&ArmRequest { pages, busiest: *busiest, all: *all })
+            }
+            _ => Ok(Vec::new()),
         }
     }
 }

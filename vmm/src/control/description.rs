@@ -8,8 +8,8 @@ use super::routes;
 #[openapi(info(
     title = "lucos control API",
     description = "Controls one virtual machine over the Unix socket that `lucos-vmm --api-socket PATH` makes. \
-                   Only the socket's owner can open it. Only `patch.apply` has a body; each connection serves one \
-                   request. A request that is not carried out is answered with an `ApiError`."
+                   Only the socket's owner can open it. Only `patch.apply` and `vm.arm` have a body; each connection \
+                   serves one request. A request that is not carried out is answered with an `ApiError`."
 ))]
 pub(super) struct Description;
 

@@ -16,7 +16,7 @@ use super::refusal::Refusal;
 use super::routes::{Api, INSPECT_LIMIT};
 use crate::update::Deadline;
 
-/// The only endpoint that takes a body.
+/// An endpoint that takes a body.
 pub(super) const APPLY: &str = "/api/v1/patch.apply";
 
 /// How long a request waits for a change before it is answered without one.

@@ -21,8 +21,8 @@ use utoipa_axum::routes;
 use super::description::{self, Description};
 use super::machine::{ControlError, MachineControl};
 use super::model::{
-    Accepted, ApiError, Counters, ModuleReport, PauseReport, ResumeReport, StackReport, SymbolReport,
-    TaskReport, TextReport, VersionInfo, VmInfo,
+    Accepted, ApiError, ArmRequest, Counters, ModuleReport, PauseReport, ResumeReport, StackReport,
+    SymbolReport, TaskReport, TextReport, VersionInfo, VmInfo,
 };
 use super::patches;
 use super::query::Asked;
@@ -36,7 +36,7 @@ const MACHINE_LIMIT: Duration = Duration::from_secs(20);
 /// How long it may take to look into the guest's kernel: the first time, its image is unpacked and read.
 pub(super) const INSPECT_LIMIT: Duration = Duration::from_mins(2);
 
-/// Only one endpoint takes a body; of others' this much is read to say so.
+/// Most endpoints take no body; of theirs this much is read to say so.
 const BODY_MAX: usize = 4096;
 
 /// How long a client may take to send it.
@@ -138,15 +138,18 @@ pub(super) fn router(api: Api) -> Router {
 /// Lets requests through that have no body, or the one that they should have.
 async fn with_its_body(request: Request, next: Next) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let takes_one = parts.uri.path() == patches::APPLY;
-    let (most, limit) = if takes_one { (FILE_BYTES, PATCH_LIMIT) } else { (BODY_MAX, BODY_LIMIT) };
-    let next_step =
-        if takes_one { "send a .lup file as the body" } else { "send the request with an empty body" };
+    let (most, limit, next_step) = match parts.uri.path() {
+        patches::APPLY => (FILE_BYTES, PATCH_LIMIT, "send a .lup file as the body"),
+        traps::ARM => (ArmRequest::BYTES_MAX, BODY_LIMIT, traps::ARM_BODY),
+        _ => (BODY_MAX, BODY_LIMIT, "send the request with an empty body"),
+    };
+    let takes_one = matches!(parts.uri.path(), patches::APPLY | traps::ARM);
     let refuse = |status, code, message: &str| Err(Refusal::new(status, code, message, next_step));
     match timeout(limit, axum::body::to_bytes(body, most)).await {
         Err(_) => refuse(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive in time"),
         Ok(Err(error)) if is_too_long(&error) => {
-            refuse(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is longer than any request's")
+            let message = format!("{} takes no body of more than {most} bytes", parts.uri.path());
+            refuse(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", &message)
         }
         Ok(Err(_)) => refuse(StatusCode::BAD_REQUEST, "bad_body", "the body could not be read"),
         Ok(Ok(bytes)) if !bytes.is_empty() && !takes_one => {
