@@ -29,7 +29,7 @@ use crate::memory::GuestMemory;
 use crate::sys::kvm::{GuestVm, KvmError};
 use crate::sys::vcpu::{Attached, Kick, VcpuState};
 use crate::sys::{PAGE, Protection};
-use crate::vcpu::{GuestStop, VmExit};
+use crate::vcpu::{ExitCounters, GuestStop, VmExit};
 
 /// How often in a row a vCPU may come from one place without anything that can be done for it. Twice is usual: what it touched is no
 /// longer watched when it is looked at.
@@ -169,8 +169,8 @@ impl Traps {
         regions.iter().any(|range| (range.start..range.start + range.len).contains(&address))
     }
 
-    /// Does for a vCPU what it was trapped at, and tells of it.
-    pub fn trapped(&self, id: u8, vcpu: &mut Attached<'_>) -> Result<After, GuestStop> {
+    /// Does for a vCPU what it was trapped at, and tells of it. `exits` counts those of a step.
+    pub fn trapped(&self, id: u8, vcpu: &mut Attached<'_>, exits: &ExitCounters) -> Result<After, GuestStop> {
         let mut order = self.order.lock();
         let state = vcpu.state().map_err(|error| stuck(&error))?;
         order.pages.tell_marks();
@@ -206,7 +206,7 @@ impl Traps {
                 return Ok(After::GoOn);
             }
         }
-        self.step(&mut order, id, vcpu, &state, space.as_ref(), by)
+        self.step(&mut order, id, vcpu, &state, space.as_ref(), exits)
     }
 
     fn step(
@@ -216,8 +216,9 @@ impl Traps {
         vcpu: &mut Attached<'_>,
         state: &VcpuState,
         space: Option<&Space<'_>>,
-        by: By,
+        exits: &ExitCounters,
     ) -> Result<After, GuestStop> {
+        let by = By::Vcpu { id: id.into(), rip: Gva(state.regs.rip) };
         let Order { pages, ground, handlers, look, .. } = order;
         let Ok(ground) = ground else { return Ok(After::GoOn) };
         let injected = frame::injected(&state.events);
@@ -236,6 +237,7 @@ impl Traps {
             delivers,
             plan: Plan { close, need: &look.pages, others: look.others },
             blocks_interrupts: self.blocks_interrupts,
+            exits,
         };
         let ended = trip.make(vcpu, ground, pages, &self.alarm).map_err(|error| stuck(&error))?;
         order.in_vain[usize::from(id)] = (0, 0);

@@ -12,7 +12,7 @@ use super::frame;
 use super::ground::{Ground, Plan};
 use super::in_place::{RF, TF};
 use crate::sys::vcpu::{Attached, VcpuState};
-use crate::vcpu::VmExit;
+use crate::vcpu::{ExitCounters, VmExit};
 
 /// How often a step that has changed nothing is begun again. Bochs ends a step before the instruction when that has to be translated
 /// anew; an instruction that jumps to itself changes nothing, either.
@@ -46,6 +46,8 @@ pub(super) struct Trip<'a> {
     pub(super) plan: Plan<'a>,
     /// Whether KVM can keep interrupts away meanwhile.
     pub(super) blocks_interrupts: bool,
+    /// Where its exits are counted, as those outside of steps are.
+    pub(super) exits: &'a ExitCounters,
 }
 
 impl Trip<'_> {
@@ -97,7 +99,9 @@ impl Trip<'_> {
     ) -> io::Result<Ended> {
         let (mut again, mut opened) = (0, 0);
         loop {
-            match vcpu.step()? {
+            let exit = vcpu.step()?;
+            self.exits.count(exit.kind());
+            match exit {
                 VmExit::Stepped => {
                     let regs = vcpu.general_registers()?;
                     if self.is_where_it_was(&regs) && again < AGAIN {

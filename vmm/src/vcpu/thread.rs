@@ -52,7 +52,7 @@ pub enum GuestStop {
 pub struct ExitCounters([AtomicU64; ExitKind::NAMES.len()]);
 
 impl ExitCounters {
-    fn count(&self, kind: ExitKind) {
+    pub(crate) fn count(&self, kind: ExitKind) {
         self.0[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
@@ -264,9 +264,8 @@ fn running(
             VmExit::Interrupted => {}
             VmExit::Tombstone => serve_tombstone(id, vcpu, shared, counters)?,
             VmExit::Trapped => {
-                if let After::Serve { guest_steps } = shared.traps.trapped(id, vcpu)? {
+                if let After::Serve { guest_steps } = shared.traps.trapped(id, vcpu, counters)? {
                     let exit = vcpu.last_exit();
-                    counters.count(exit.kind());
                     // KVM lets a guest's own step end silently behind a write to a device, trapped or not.
                     let silent = matches!(exit, VmExit::MmioWrite { .. } | VmExit::PortOut { .. });
                     let served = serve(id, vcpu, &shared.bus, &shared.traps)?;

@@ -3,6 +3,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use lucos_vmm::config::Trapping;
+use lucos_vmm::vcpu::ExitKind;
 use update_server::watch::{Access, By, Kind};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -366,6 +367,9 @@ fn compare(access: Access, trapping: Trapping) {
     let tally = vcpus.threads.traps().tally();
     assert!(tally.in_place > 0 && tally.stepped > 0 && tally.unseen == 0 && tally.lost == 0, "{tally:?}");
     assert_eq!(tally.again, 0, "{tally:?}");
+    // Each step left the guest at least once behind its instruction.
+    let left = vcpus.threads.counters()[0].get(ExitKind::Stepped);
+    assert!(left >= tally.stepped, "{left} exits of steps: {tally:?}");
 }
 
 #[test]

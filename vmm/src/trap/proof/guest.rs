@@ -21,7 +21,7 @@ use crate::memory::GuestRam;
 use crate::sys::kvm::GuestVm;
 use crate::sys::vcpu::{VcpuRun, install_kick_handler};
 use crate::trap::{After, Traps};
-use crate::vcpu::{CpuModel, VmExit, set_boot_state};
+use crate::vcpu::{CpuModel, ExitCounters, VmExit, set_boot_state};
 
 const MEMORY: u64 = 2 << 20;
 /// How long it may take to its end: more than one step that has to be ended, and far more than an emulated host needs.
@@ -147,13 +147,15 @@ impl Guest {
 /// Lets it run until it says that it has done everything.
 fn go_through(vcpu: &mut VcpuRun, traps: &Traps, ended: &Sender<()>) -> Result<(), String> {
     let mut vcpu = vcpu.attach();
+    // Nobody asks how often it left.
+    let exits = ExitCounters::default();
     let mut run = || {
         for _ in 0..EXITS {
             traps.enter(0);
             let exit = vcpu.run();
             traps.leave(0);
             match exit.map_err(|error| format!("KVM_RUN: {error}"))? {
-                VmExit::Trapped => match traps.trapped(0, &mut vcpu) {
+                VmExit::Trapped => match traps.trapped(0, &mut vcpu, &exits) {
                     Ok(After::GoOn) => {}
                     Ok(After::Serve { .. }) => {
                         return Err("a step left for a device that is not there".into());
