@@ -68,7 +68,8 @@ fn on_intel() -> Result<()> {
     vm.run("dmesg -n 5; seq 300 > /a; cat /a /a | md5sum > /sum")?;
     vm.run(LOAD)?;
     println!("under load");
-    Report::of_arming(&vm, 8, 0)?;
+    let report = Report::of_arming(&vm, 8, 0)?;
+    println!("8 pages are watched: {}", report.counts());
     let begin = Instant::now();
     let mut report = Report::of_now(&vm)?;
     while begin.elapsed() < SHORT || report.count("accesses")? < 100 {
