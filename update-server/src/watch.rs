@@ -78,11 +78,6 @@ pub enum Lost {
         /// What was seen of it.
         why: String,
     },
-    /// The host failed.
-    Host {
-        /// At what.
-        why: String,
-    },
 }
 
 impl fmt::Display for Lost {
@@ -94,7 +89,6 @@ impl fmt::Display for Lost {
             Self::Escaped { vcpu, why } => {
                 write!(f, "vCPU {vcpu} did not come back from one instruction: {why}")
             }
-            Self::Host { why } => f.write_str(why),
         }
     }
 }

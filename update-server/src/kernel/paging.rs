@@ -119,10 +119,15 @@ impl PageTables {
         self.walk(memory, at).map(|walk| (walk.page, walk.rights))
     }
 
+    /// Whether all bits of `at` above those that are translated are as the highest of these (Intel SDM vol. 1, 3.3.7.1).
+    pub fn is_canonical(&self, at: Gva) -> bool {
+        let unused = 64 - PAGE_BITS - ENTRIES_BITS * self.levels;
+        (at.0.cast_signed() << unused >> unused).cast_unsigned() == at.0
+    }
+
     /// The way to the page with `at`.
     pub fn walk(&self, memory: &impl Memory, at: Gva) -> Result<Walk, Unmapped> {
-        let unused = 64 - PAGE_BITS - ENTRIES_BITS * self.levels;
-        if (at.0.cast_signed() << unused >> unused).cast_unsigned() != at.0 {
+        if !self.is_canonical(at) {
             return Err(Unmapped::NotCanonical(at));
         }
         let mut table = self.root;

@@ -18,7 +18,7 @@ use super::host::HostSide;
 use super::trapping::{self, LostPages};
 use crate::agent::HypercallPort;
 use crate::boot::{self, BootSource, KernelImage, REBOOT_MODE};
-use crate::config::{MacAddress, MachineSpec};
+use crate::config::{CpuProfile, MacAddress, MachineSpec};
 use crate::control::model::TrapReport;
 use crate::control::{Arming, ControlError};
 use crate::device::acpi_pm::{self, AcpiPm, InterruptLine, SCI};
@@ -201,7 +201,13 @@ impl Instance {
         let model = CpuModel::new(&parts.kvm, spec.cpu_profile, spec.cpus.get())?;
         let sender = events.sender();
         let on_stop = move |vcpu, stop| sender.send((vcpu, stop).into());
-        let means = parts.traps.means();
+        // A step throws a nested guest away: the second view is not for those (arch/x86/kvm/x86.c, `kvm_leave_nested`).
+        let means = match spec.cpu_profile {
+            CpuProfile::Stock => parts.traps.means(),
+            CpuProfile::Host => Err("`--cpu-profile host` lets the guest have guests of its own, \
+                                     which traps would disturb; use `stock`"
+                .to_owned()),
+        };
         let vcpus = VcpuThreads::start(&vm, &model, spec.cpus.get(), entry, Arc::new(bus), means, on_stop)?;
         let lost_pages = Arc::new(LostPages::default());
         vcpus.traps().set_watcher(Arc::clone(&lost_pages) as _);

@@ -346,7 +346,11 @@ impl Attached<'_> {
                     VmExit::MmioWrite { address: mmio.phys_addr, data }
                 }
             }
-            KVM_EXIT_DEBUG => VmExit::Stepped,
+            KVM_EXIT_DEBUG => {
+                // SAFETY: `exit_reason` says that `debug` is the valid member of the union.
+                let debug = unsafe { run.__bindgen_anon_1.debug };
+                VmExit::Stepped { dr6: debug.arch.dr6 }
+            }
             KVM_EXIT_X86_WRMSR => {
                 // SAFETY: `exit_reason` says that `msr` is the valid member of the union.
                 let msr = unsafe { &mut run.__bindgen_anon_1.msr };

@@ -29,14 +29,13 @@ pub(super) struct Operand {
     pub(super) exact: bool,
 }
 
-/// Where else an instruction puts the flags, which carry a trap flag that is not the guest's while it is carried out alone.
+/// How an instruction enters the kernel or leaves it (Intel SDM vol. 2B).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FlagsGo {
-    Nowhere,
-    /// To the top of the stack: PUSHF.
-    Pushed,
-    /// To R11: SYSCALL.
-    R11,
+pub(super) enum Gateway {
+    Syscall,
+    Sysret,
+    Sysenter,
+    Sysexit,
 }
 
 /// A decoded instruction.
@@ -50,7 +49,9 @@ pub(super) struct Decoded {
     pub(super) bit: Option<Register>,
     /// Whether it enters a handler of the guest by itself: INT n and its like.
     pub(super) interrupts: bool,
-    pub(super) flags_go: FlagsGo,
+    /// Whether it pushes the flags, which carry a trap flag that is not the guest's while it is carried out alone.
+    pub(super) pushes_flags: bool,
+    pub(super) gateway: Option<Gateway>,
 }
 
 impl Decoded {
@@ -153,17 +154,21 @@ fn decode(factory: &mut InstructionInfoFactory, rip: u64, bytes: &[u8], bits: u3
         exact &= !instruction.has_op_mask();
         operands.push(Operand { memory: *memory, len, reads, writes, exact });
     }
-    let flags_go = match instruction.mnemonic() {
-        Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => FlagsGo::Pushed,
-        Mnemonic::Syscall => FlagsGo::R11,
-        _ => FlagsGo::Nowhere,
+    let pushes_flags =
+        matches!(instruction.mnemonic(), Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq);
+    let gateway = match instruction.mnemonic() {
+        Mnemonic::Syscall => Some(Gateway::Syscall),
+        Mnemonic::Sysret | Mnemonic::Sysretq => Some(Gateway::Sysret),
+        Mnemonic::Sysenter => Some(Gateway::Sysenter),
+        Mnemonic::Sysexit | Mnemonic::Sysexitq => Some(Gateway::Sysexit),
+        _ => None,
     };
     let tests_bit =
         matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
     let by_register = tests_bit && instruction.op1_kind() == OpKind::Register;
     let bit = by_register.then(|| instruction.op1_register());
     let interrupts = instruction.flow_control() == FlowControl::Interrupt;
-    Some(Decoded { instruction, operands, others, bit, interrupts, flags_go })
+    Some(Decoded { instruction, operands, others, bit, interrupts, pushes_flags, gateway })
 }
 
 /// Whether it accesses memory that none of its operands names: descriptors, whose "accessed" bit the processor sets, the stack of

@@ -13,6 +13,8 @@ use crate::sys::vcpu::Kick;
 
 /// When a vCPU that is still inside is kicked again. No kick is lost; this bounds the harm of an unforeseen way to lose one.
 const AGAIN: Duration = Duration::from_millis(20);
+/// How long those run that had to wait: some ten times what it takes to call them out.
+const MOMENT: Duration = Duration::from_micros(200);
 /// How long all may take to come out, as for a pause.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -28,7 +30,8 @@ pub(super) struct Doors {
     each: Vec<Door>,
     /// Whether they are closed. Set before `inside` is looked at, as a vCPU sets `inside` before it looks at this.
     closed: AtomicBool,
-    state: Mutex<()>,
+    /// How many wait in front of theirs.
+    waiting: Mutex<usize>,
     changed: Condvar,
 }
 
@@ -38,7 +41,7 @@ impl Doors {
         Self {
             each: kicks.iter().map(door).collect(),
             closed: AtomicBool::new(false),
-            state: Mutex::default(),
+            waiting: Mutex::default(),
             changed: Condvar::new(),
         }
     }
@@ -52,10 +55,13 @@ impl Doors {
                 return;
             }
             self.leave(vcpu);
-            let mut state = self.state.lock();
+            let mut waiting = self.waiting.lock();
+            *waiting += 1;
             while self.closed.load(Ordering::SeqCst) {
-                self.changed.wait(&mut state);
+                self.changed.wait(&mut waiting);
             }
+            *waiting -= 1;
+            self.changed.notify_all();
         }
     }
 
@@ -63,7 +69,7 @@ impl Doors {
     pub(super) fn leave(&self, vcpu: usize) {
         self.each[vcpu].inside.store(false, Ordering::SeqCst);
         if self.closed.load(Ordering::SeqCst) {
-            drop(self.state.lock());
+            drop(self.waiting.lock());
             self.changed.notify_all();
         }
     }
@@ -71,6 +77,7 @@ impl Doors {
     /// Closes them; returns when no vCPU is inside, or how many do not come out. The caller is outside itself, and the only one to
     /// close them.
     pub(super) fn close(&self) -> Result<(), usize> {
+        self.let_pass();
         self.closed.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -80,7 +87,7 @@ impl Doors {
                 }
             }
             let again = Instant::now() + AGAIN;
-            let mut state = self.state.lock();
+            let mut state = self.waiting.lock();
             let inside = |door: &&Door| door.inside.load(Ordering::SeqCst);
             while self.each.iter().any(|door| inside(&door)) {
                 if self.changed.wait_until(&mut state, again).timed_out() {
@@ -99,10 +106,23 @@ impl Doors {
         }
     }
 
+    /// Lets those pass, and run for a moment, that still wait since the last time: one that is trapped again and again would keep
+    /// them out for good.
+    fn let_pass(&self) {
+        let deadline = Instant::now() + AGAIN;
+        let mut waiting = self.waiting.lock();
+        if *waiting == 0 {
+            return;
+        }
+        while *waiting > 0 && !self.changed.wait_until(&mut waiting, deadline).timed_out() {}
+        drop(waiting);
+        std::thread::sleep(MOMENT);
+    }
+
     /// Opens them again.
     pub(super) fn open(&self) {
         self.closed.store(false, Ordering::SeqCst);
-        drop(self.state.lock());
+        drop(self.waiting.lock());
         self.changed.notify_all();
     }
 }

@@ -8,7 +8,6 @@ use update_server::addr::{Gpa, Gva};
 use update_server::watch::{By, Kind};
 
 use super::armed::ArmedPages;
-use super::decode::FlagsGo;
 use super::in_place::TF;
 use super::look::Look;
 use super::ram::Ram;
@@ -17,10 +16,11 @@ use crate::sys::vcpu::{Attached, VcpuState};
 
 /// DR6.BS: a debug exception comes of a single step (Intel SDM vol. 3B, 18.2.3).
 const DR6_BS: u64 = 1 << 14;
-/// The vector of a debug exception.
+/// DR6.B0 to B3: one of a breakpoint.
+const DR6_HIT: u64 = 0xf;
+/// The vectors of a debug exception and of an undefined instruction.
 const DEBUG: u8 = 1;
-/// The bits of DR7 (Intel SDM vol. 3B, 18.2.4) that make a breakpoint of the guest's active.
-const DR7_ENABLE: u64 = 0xff;
+const UNDEFINED: u8 = 6;
 /// Where IRETQ finds the flags, from the top of the stack.
 const IRET_FLAGS: u64 = 16;
 
@@ -51,7 +51,7 @@ impl Before {
         {
             before.begins_to_step = u64::from(u16::from_le_bytes(flags)) & TF != 0;
         }
-        if decoded.flags_go == FlagsGo::Pushed
+        if decoded.pushes_flags
             && let Some(operand) = decoded.operands.iter().find(|operand| operand.writes)
             && let Some(at) = operand.memory.virtual_address(0, |register, _, _| space.value(register))
             && let at = Gva(at.wrapping_add(1))
@@ -70,22 +70,19 @@ pub(super) fn instruction(
     look: &Look,
     pages: &mut ArmedPages,
     vcpu: &mut Attached<'_>,
-    mut regs: kvm_regs,
+    (mut regs, dr6): (kvm_regs, u64),
     by: By,
 ) -> io::Result<()> {
+    let decoded = look.decoded.as_ref();
     if let Some(at) = before.pushed.filter(|_| !before.guest_steps)
+        && decoded.is_some_and(|decoded| regs.rip == decoded.instruction.next_ip())
         && let Some(slice) = pages.ram.slice(at, 1)
     {
         let mut byte = [0_u8];
         slice.copy_to(&mut byte);
         slice.copy_from(&[byte[0] & !(TF >> 8).to_le_bytes()[0]]);
     }
-    let decoded = look.decoded.as_ref();
     let mut changed = false;
-    if decoded.is_some_and(|decoded| decoded.flags_go == FlagsGo::R11) && !before.guest_steps {
-        regs.r11 &= !TF;
-        changed = true;
-    }
     if before.guest_steps || before.begins_to_step {
         // KVM takes the flag away with its own.
         let pops = decoded.is_some_and(|decoded| takes_flags(decoded.instruction.mnemonic()).is_some());
@@ -97,17 +94,19 @@ pub(super) fn instruction(
     if changed {
         vcpu.set_general_registers(&regs)?;
     }
-    if before.guest_steps {
-        raise_debug_exception(vcpu)?;
+    // KVM takes a breakpoint of the guest's that was hit for the end of its own step.
+    let hit = if dr6 & DR6_HIT != 0 { dr6 & DR6_HIT & enabled_breakpoints(vcpu) } else { 0 };
+    if before.guest_steps || hit != 0 {
+        raise_debug_exception(vcpu, hit | if before.guest_steps { DR6_BS } else { 0 })?;
     }
     // Where it goes on tells whether a handler has run in between.
     let strayed = decoded.is_none_or(|decoded| {
         let goes_on = decoded.instruction.flow_control() == FlowControl::Next;
         goes_on && regs.rip != decoded.instruction.next_ip() && regs.rip != before.rip
     });
-    let unchanged = tell(look, pages, by, strayed);
+    tell(look, pages, by, strayed);
     // Another vCPU may have changed the instruction, or where it leads to, after it was looked at: then something else was written.
-    if unchanged && !space.is_some_and(|space| look.is_still_so(space, &pages.ram)) {
+    if !space.is_some_and(|space| look.is_still_so(space, &pages.ram)) {
         pages.tally.compared += 1;
         pages.compare_all(by);
     }
@@ -138,27 +137,28 @@ pub(super) fn partly(look: &Look, pages: &mut ArmedPages, by: By) {
     }
 }
 
-/// Returns whether something should have been written that is as it was.
-fn tell(look: &Look, pages: &mut ArmedPages, by: By, strayed: bool) -> bool {
-    let mut unchanged = false;
+fn tell(look: &Look, pages: &mut ArmedPages, by: By, strayed: bool) {
     for part in &look.parts {
-        let changed = match part.kind {
+        match part.kind {
             Kind::Write if !part.exact => pages.compare_part(part.at, part.len, by),
             kind => pages.tell(part.at, part.len, kind, by),
         };
-        unchanged |= part.kind == Kind::Write && !changed;
     }
     if look.others || strayed {
         pages.tally.compared += 1;
         pages.compare_all(by);
-        return false;
     }
-    unchanged
 }
 
 /// Whether the guest has breakpoints that a store could hit.
 pub(super) fn has_breakpoints(vcpu: &Attached<'_>) -> bool {
-    vcpu.fd().get_debug_regs().is_ok_and(|registers| registers.dr7 & DR7_ENABLE != 0)
+    enabled_breakpoints(vcpu) != 0
+}
+
+/// Which of its four are active, as DR6 has them: each has two bits of DR7.
+fn enabled_breakpoints(vcpu: &Attached<'_>) -> u64 {
+    let dr7 = vcpu.fd().get_debug_regs().map_or(0, |registers| registers.dr7);
+    (0..4).filter(|number| dr7 >> (number * 2) & 3 != 0).map(|number| 1 << number).sum()
 }
 
 /// Where an instruction that takes the flags from the stack finds them, from its top on.
@@ -186,18 +186,38 @@ pub(super) fn guest_step(vcpu: &mut Attached<'_>, raise: bool) -> io::Result<()>
     let mut regs = vcpu.general_registers()?;
     regs.rflags |= TF;
     vcpu.set_general_registers(&regs)?;
-    if raise { raise_debug_exception(vcpu) } else { Ok(()) }
+    if raise { raise_debug_exception(vcpu, DR6_BS) } else { Ok(()) }
 }
 
-/// The exception that a guest waits for which steps through its own code.
-fn raise_debug_exception(vcpu: &Attached<'_>) -> io::Result<()> {
+/// The exception that a guest waits for which steps through its own code, or has a breakpoint.
+fn raise_debug_exception(vcpu: &Attached<'_>, conditions: u64) -> io::Result<()> {
     let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
     let mut registers = vcpu.fd().get_debug_regs().map_err(failed)?;
-    registers.dr6 |= DR6_BS;
+    registers.dr6 |= conditions;
     vcpu.fd().set_debug_regs(&registers).map_err(failed)?;
+    raise(vcpu, DEBUG)
+}
+
+/// An instruction that the guest's processor does not have, where it is.
+pub(super) fn undefined(vcpu: &mut Attached<'_>, regs: &kvm_regs) -> io::Result<()> {
+    vcpu.set_general_registers(regs)?;
+    raise(vcpu, UNDEFINED)
+}
+
+fn raise(vcpu: &Attached<'_>, vector: u8) -> io::Result<()> {
+    let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
     let mut events = vcpu.fd().get_vcpu_events().map_err(failed)?;
-    // Nothing else is written back.
+    // What is optional is not written back.
     events.flags = 0;
-    (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, DEBUG, 0);
+    (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, vector, 0);
+    vcpu.fd().set_vcpu_events(&events).map_err(failed)
+}
+
+/// Takes back the event that KVM remembers of an instruction that raises one by itself, and does not show: it was carried out here.
+pub(super) fn forget_soft_event(vcpu: &Attached<'_>) -> io::Result<()> {
+    let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
+    let mut events = vcpu.fd().get_vcpu_events().map_err(failed)?;
+    events.flags = 0;
+    (events.exception.injected, events.interrupt.injected) = (0, 0);
     vcpu.fd().set_vcpu_events(&events).map_err(failed)
 }

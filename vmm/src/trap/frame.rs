@@ -75,7 +75,8 @@ pub(super) fn foresee(look: &mut Look, space: &Space<'_>, ram: &Ram, event: Inje
     let at = Gva(idt.base.wrapping_add(u64::from(event.vector) * GATE));
     look.add(space, ram, at, GATE, Kind::Read, true);
     let mut gate = [0; 16];
-    let found = look.read(space, ram, at, &mut gate);
+    let within = u64::from(event.vector) * GATE + GATE - 1 <= u64::from(idt.limit);
+    let found = within && look.read(space, ram, at, &mut gate);
     let Some(gate) = Gate::parse(gate).filter(|_| found) else {
         look.others = true;
         return None;

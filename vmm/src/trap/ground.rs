@@ -18,6 +18,9 @@ use super::ram::Ram;
 use crate::sys::vcpu::Attached;
 use crate::sys::{PAGE, Protection, View};
 
+/// Most pages that stay closed in the second view: a table of interrupts and its handlers have some ten, 258 at most.
+const MOST_CLOSED: usize = 512;
+
 /// One of the two.
 #[derive(Debug)]
 pub(super) enum Ground {
@@ -72,6 +75,13 @@ impl Ground {
                     protect(&pages.ram, page.0, Protection::Closed, second)?;
                 }
                 closed.extend(plan.close.iter().filter(close).map(|page| page.0));
+                // A guest that moves its handlers about would have all its memory closed in time.
+                if closed.len() > MOST_CLOSED {
+                    for page in closed.iter().filter(|page| !plan.close.contains(&Gpa(**page))) {
+                        protect(&pages.ram, *page, Protection::Open, second)?;
+                    }
+                    closed.retain(|page| plan.close.contains(&Gpa(*page)));
+                }
                 let events = events(vcpu.fd())?;
                 let begins_anew = events.smi.latched_init != 0;
                 if !begins_anew {
@@ -83,7 +93,7 @@ impl Ground {
                 doors.close().map_err(|count| {
                     io::Error::other(format!("{count} vCPUs did not come out of the guest"))
                 })?;
-                // From here on nobody can send one.
+                // From here on no vCPU can send one.
                 if events(vcpu.fd())?.smi.latched_init != 0 {
                     return Ok(false);
                 }
@@ -177,7 +187,7 @@ fn events(fd: &VcpuFd) -> io::Result<kvm_vcpu_events> {
 
 /// KVM uses its second address space for a vCPU whose system management flag is set (KVM api.rst 4.35). The flag can be set without
 /// anything else that comes with that mode (KVM api.rst 4.32, `KVM_SET_VCPU_EVENTS`). `events` were read just before: with the flag
-/// goes whether an INIT is pending, and one that comes in between is lost.
+/// goes whether an INIT is pending, and one that comes in between is lost; so is a start-up that comes during the step.
 fn set_system_management(fd: &VcpuFd, mut events: kvm_vcpu_events, on: bool) -> io::Result<()> {
     // Nothing else is written back: an NMI may have come meanwhile.
     events.flags = KVM_VCPUEVENT_VALID_SMM;

@@ -14,23 +14,19 @@ use super::space::Space;
 
 /// Bytes of a whole table of gates.
 const TABLE: usize = VECTORS * 16;
-/// How many address spaces are remembered in which the handlers are where they are: as many as run in turn.
-const SPACES: usize = 64;
-
 /// What was found last; a guest has one table of handlers, at one place, and changes it no more after its boot.
 #[derive(Debug, Default)]
 pub(super) struct Handlers {
     base: u64,
     limit: u16,
     table: Vec<u8>,
-    /// The page tables in which that holds.
-    roots: Vec<u64>,
-    pages: Vec<Gpa>,
+    /// Where handlers begin, by page, in linear addresses. Where these lead to is looked up each time.
+    linear: Vec<u64>,
 }
 
 impl Handlers {
     /// Those of a vCPU: first bytes of pages.
-    pub(super) fn of(&mut self, space: &Space<'_>, ram: &Ram) -> &[Gpa] {
+    pub(super) fn of(&mut self, space: &Space<'_>, ram: &Ram) -> Vec<Gpa> {
         let idt = space.sregs.idt;
         let mut table = [0; TABLE];
         let len = TABLE.min(usize::from(idt.limit) + 1);
@@ -49,37 +45,20 @@ impl Handlers {
             (self.base, self.limit) = (idt.base, idt.limit);
             self.table.clear();
             self.table.extend_from_slice(table);
-            self.roots.clear();
+            self.linear = linear_pages(table);
         }
-        let root = space.tables.root.0;
-        if !self.roots.contains(&root) {
-            let found = pages(space, ram, &self.table);
-            if self.roots.is_empty() || found != self.pages || self.roots.len() == SPACES {
-                self.roots.clear();
-                self.pages = found;
-            }
-            self.roots.push(root);
-        }
-        &self.pages
+        let physical = |at: &u64| Some(page_of(space.tables.translate(ram, Gva(*at)).ok()?));
+        let mut pages: Vec<Gpa> = self.linear.iter().filter_map(physical).collect();
+        pages.sort_unstable_by_key(|page| page.0);
+        pages.dedup();
+        pages
     }
 }
 
-fn pages(space: &Space<'_>, ram: &Ram, table: &[u8]) -> Vec<Gpa> {
-    let mut linear: Vec<u64> = table
-        .as_chunks::<16>()
-        .0
-        .iter()
-        .filter_map(|gate| Gate::parse(*gate))
-        .map(|gate| gate.handler.0)
-        .collect();
-    for at in &mut linear {
-        *at = page_of(Gpa(*at)).0;
-    }
-    linear.sort_unstable();
-    linear.dedup();
-    let physical = |at: u64| Some(page_of(space.tables.translate(ram, Gva(at)).ok()?));
-    let mut pages: Vec<Gpa> = linear.into_iter().filter_map(physical).collect();
-    pages.sort_unstable_by_key(|page| page.0);
+fn linear_pages(table: &[u8]) -> Vec<u64> {
+    let gates = table.as_chunks::<16>().0.iter().filter_map(|gate| Gate::parse(*gate));
+    let mut pages: Vec<u64> = gates.map(|gate| page_of(Gpa(gate.handler.0)).0).collect();
+    pages.sort_unstable();
     pages.dedup();
     pages
 }

@@ -11,8 +11,8 @@ use kvm_ioctls::VcpuFd;
 use update_server::addr::Gpa;
 use update_server::watch::page_of;
 
-/// A register that names memory to KVM (Documentation/virt/kvm/x86/msr.rst; the Hyper-V ones: Hypervisor Top-Level Functional
-/// Specification 6.0b, 3.13, 11.2, 12.7).
+/// A register that names memory to KVM (Documentation/virt/kvm/x86/msr.rst). Those of Hyper-V are none: no guest is told that
+/// there is one, and KVM refuses them then, to the guest, but not to this VMM.
 struct Register {
     index: u32,
     what: &'static str,
@@ -24,7 +24,7 @@ struct Register {
     stays: bool,
 }
 
-const REGISTERS: [Register; 13] = [
+const REGISTERS: [Register; 7] = [
     Register { index: 0x4b56_4d01, what: "clock", flags: 1, enable: 1, stays: true },
     Register { index: 0x12, what: "clock", flags: 1, enable: 1, stays: true },
     Register { index: 0x4b56_4d00, what: "wall clock", flags: 0, enable: 0, stays: false },
@@ -32,12 +32,6 @@ const REGISTERS: [Register; 13] = [
     Register { index: 0x4b56_4d02, what: "asynchronous page faults", flags: 0x3f, enable: 1, stays: true },
     Register { index: 0x4b56_4d03, what: "steal time", flags: 0x3f, enable: 1, stays: true },
     Register { index: 0x4b56_4d04, what: "end of interrupts", flags: 3, enable: 1, stays: true },
-    Register { index: 0x4000_0001, what: "Hyper-V hypercalls", flags: 0xfff, enable: 1, stays: true },
-    Register { index: 0x4000_0021, what: "Hyper-V clock", flags: 0xfff, enable: 1, stays: true },
-    Register { index: 0x4000_0073, what: "Hyper-V processor assist", flags: 0xfff, enable: 1, stays: true },
-    Register { index: 0x4000_0082, what: "Hyper-V events", flags: 0xfff, enable: 1, stays: true },
-    Register { index: 0x4000_0083, what: "Hyper-V messages", flags: 0xfff, enable: 1, stays: true },
-    Register { index: 0x4000_00f1, what: "Hyper-V debugging", flags: 0xfff, enable: 0, stays: true },
 ];
 /// The longest of what is written there: steal time has 64 bytes. It may cross a page.
 const LONGEST: u64 = 64;

@@ -54,7 +54,11 @@ pub(super) fn carry_out(
     pages: &mut ArmedPages,
     by: By,
 ) -> Option<kvm_regs> {
-    if space.bits != 64 || space.regs.rflags & TF != 0 {
+    let decoded = look.decoded.as_deref()?;
+    let len = decoded.instruction.len() as u64;
+    // What the processor would check of the second page is not checked here.
+    let within = space.regs.rip % PAGE as u64 + len <= PAGE as u64;
+    if space.bits != 64 || space.regs.rflags & TF != 0 || !within {
         return None;
     }
     let mut after = try_to(space, look, pages, by)?;
@@ -90,6 +94,10 @@ fn try_to(space: &Space<'_>, look: &mut Look, pages: &mut ArmedPages, by: By) ->
             pushed(space, look, pages, by, value, instruction.next_ip())
         }
         Mnemonic::Call => {
+            // An AMD processor takes this prefix for a call by 16 bits (AMD APM vol. 3, CALL); and there are shadow stacks.
+            if look.code().contains(&0x66) || space.has_shadow_stacks() {
+                return None;
+            }
             let target = match instruction.code() {
                 Code::Call_rel32_64 => instruction.near_branch64(),
                 Code::Call_rm64 if instruction.op0_kind() == OpKind::Register => {
@@ -97,6 +105,9 @@ fn try_to(space: &Space<'_>, look: &mut Look, pages: &mut ArmedPages, by: By) ->
                 }
                 _ => return None,
             };
+            if !space.is_canonical(Gva(target)) {
+                return None;
+            }
             let mut after = pushed(space, look, pages, by, instruction.next_ip(), target)?;
             after.rip = target;
             Some(after)
@@ -132,6 +143,7 @@ fn interrupt(
     let walk = foreseen.walk(space, &pages.ram, bottom)?;
     let within = bottom.0 % PAGE as u64 <= PAGE as u64 - FRAME as u64;
     let plain = space.cpl == 0 && gate.stack == 0 && gate.selector == space.sregs.cs.selector;
+    let plain = plain && space.is_canonical(gate.handler) && !space.has_shadow_stacks();
     if !plain || !within || foreseen.others || !space.may_write(&walk, true) {
         return None;
     }
@@ -144,9 +156,10 @@ fn interrupt(
         regs.rsp,
         space.sregs.ss.selector.into(),
     ];
+    let at = walk.page.physical(bottom);
+    pages.ram.slice(at, FRAME)?;
     tell_reads(look, pages, by);
     tell_reads(&foreseen, pages, by);
-    let at = walk.page.physical(bottom);
     for (place, word) in (0..).zip(words) {
         pages.ram.store(Gpa(at.0 + place * 8), word, 8);
     }
@@ -181,7 +194,9 @@ fn target(space: &Space<'_>, look: &mut Look, pages: &ArmedPages) -> Option<(Gpa
         return None;
     }
     let walk = look.walk(space, &pages.ram, at)?;
-    space.may_write(&walk, true).then(|| (walk.page.physical(at), len))
+    let place = walk.page.physical(at);
+    // Before anything is told: it may be a device's.
+    (space.may_write(&walk, true) && pages.ram.slice(place, len).is_some()).then_some((place, len))
 }
 
 fn store(space: &Space<'_>, look: &mut Look, pages: &mut ArmedPages, by: By, value: u64) -> bool {
@@ -256,6 +271,7 @@ fn string(
         return None;
     }
     let at = lowest(walk.page.physical(to));
+    pages.ram.slice(at, len)?;
     let mut bytes = [0; PAGE];
     let bytes = &mut bytes[..len];
     if let Some(from) = from {

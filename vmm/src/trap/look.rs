@@ -129,6 +129,11 @@ impl Look {
         self.walks.iter().all(way) && have >= self.code.len() && code[..self.code.len()] == self.code[..]
     }
 
+    /// The bytes of the instruction.
+    pub(super) fn code(&self) -> &[u8] {
+        &self.code
+    }
+
     /// Reads bytes by their linear address, all of them or none.
     pub(super) fn read(&mut self, space: &Space<'_>, ram: &Ram, at: Gva, into: &mut [u8]) -> bool {
         let (mut done, mut good) = (0, true);

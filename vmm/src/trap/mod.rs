@@ -4,7 +4,7 @@
 //! A watched page is protected in *P*, on which the guest runs (`watching`). A vCPU that does what the protection forbids leaves
 //! `KVM_RUN` with `EFAULT`, in front of its instruction or in the middle of delivering an event (`traps`). It is looked at what that
 //! will access (`look`, from `decode`, `space` and `frame`). A plain or string store is carried out here, on *W* (`in_place`).
-//! Anything else the vCPU carries out itself, alone (`trip`), where the page is open to it and to nobody else (`ground`): in the
+//! Anything else the vCPU carries out itself, alone (`stepping`, `trip`), where the page is open to it and to nobody else (`ground`): in the
 //! second view, *V*, while all others run on; or with all others held (`doors`). Then what it has done is told (`finish`, `armed`).
 //!
 //! On which ground a step ends as it should on this host is shown beforehand, on a tiny guest (`proof`).
@@ -27,6 +27,7 @@ mod proof;
 mod quiet;
 mod ram;
 mod space;
+mod stepping;
 mod tally;
 mod traps;
 mod trip;

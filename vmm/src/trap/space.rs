@@ -8,9 +8,10 @@ use update_server::kernel::paging::{PageTables, Walk};
 use crate::sys::vcpu::VcpuState;
 
 /// Control register bits (Intel SDM vol. 3A, 2.5): paging; writes of the kernel to read-only pages fault; protection keys for user
-/// pages and for the kernel's; the kernel may not touch user pages.
+/// pages and for the kernel's, and shadow stacks; the kernel may not touch user pages.
 const CR0_PG: u64 = 1 << 31;
 const CR0_WP: u64 = 1 << 16;
+const CR4_CET: u64 = 1 << 23;
 const CR4_PKE: u64 = 1 << 22;
 const CR4_PKS: u64 = 1 << 24;
 /// `IA32_EFER.LMA` (Intel SDM vol. 3A, 2.2.1).
@@ -83,6 +84,16 @@ impl<'a> Space<'a> {
             }
             _ => return None,
         })
+    }
+
+    /// Whether the processor can go on there.
+    pub(super) fn is_canonical(&self, at: Gva) -> bool {
+        self.tables.is_canonical(at)
+    }
+
+    /// Whether a call or an interrupt may do more than push to the stack.
+    pub(super) fn has_shadow_stacks(&self) -> bool {
+        self.sregs.cr4 & CR4_CET != 0
     }
 
     /// Whether a write by way of `walk` raises no exception, and the processor has nothing to note in the tables. `false` in doubt:

@@ -12,10 +12,10 @@ use super::alarm::Alarm;
 use super::armed::ArmedPages;
 use super::decode::Decodings;
 use super::doors::Doors;
-use super::finish::{self, Before};
+use super::finish;
 use super::frame;
-use super::ground::{self, Ground, Plan};
-use super::handlers::{Handlers, table_pages};
+use super::ground::{self, Ground};
+use super::handlers::Handlers;
 use super::hypervisor::{self, HypervisorPages};
 use super::in_place;
 use super::look::Look;
@@ -24,10 +24,9 @@ use super::quiet::QuietVcpu;
 use super::ram::Ram;
 use super::space::Space;
 use super::tally::Tally;
-use super::trip::{Ended, Trip};
 use crate::memory::GuestMemory;
 use crate::sys::kvm::{GuestVm, KvmError};
-use crate::sys::vcpu::{Attached, Kick, VcpuState};
+use crate::sys::vcpu::{Attached, Kick};
 use crate::sys::{PAGE, Protection};
 use crate::vcpu::{ExitCounters, GuestStop, VmExit};
 
@@ -54,11 +53,13 @@ pub(super) struct Order {
     pub(super) hypervisor: HypervisorPages,
     /// Where steps keep interrupts away.
     quiet: Option<QuietVcpu>,
-    handlers: Handlers,
-    decodings: Decodings,
-    look: Look,
+    /// Whether no vCPU will run any more.
+    pub(super) ended: bool,
+    pub(super) handlers: Handlers,
+    pub(super) decodings: Decodings,
+    pub(super) look: Look,
     /// From where each vCPU came in vain, and how often.
-    in_vain: Vec<(u64, u32)>,
+    pub(super) in_vain: Vec<(u64, u32)>,
 }
 
 /// The traps of one guest.
@@ -70,7 +71,7 @@ pub struct Traps {
     doors: Option<Arc<Doors>>,
     /// Whether doors are to be passed: while anything is watched.
     pub(super) passing: AtomicBool,
-    blocks_interrupts: bool,
+    pub(super) blocks_interrupts: bool,
 }
 
 /// Hears nothing.
@@ -111,6 +112,7 @@ impl Traps {
                 ground,
                 hypervisor: HypervisorPages::default(),
                 quiet,
+                ended: false,
                 handlers: Handlers::default(),
                 decodings: Decodings::new(),
                 look: Look::default(),
@@ -200,6 +202,9 @@ impl Traps {
         {
             let Order { look, pages, .. } = &mut *order;
             if let Some(regs) = in_place::carry_out(space, look, pages, by) {
+                if look.decoded.as_ref().is_some_and(|decoded| decoded.interrupts) {
+                    finish::forget_soft_event(vcpu).map_err(|error| stuck(&error))?;
+                }
                 vcpu.set_general_registers(&regs).map_err(|error| stuck(&error))?;
                 order.pages.tally.in_place += 1;
                 order.in_vain[usize::from(id)] = (0, 0);
@@ -207,71 +212,6 @@ impl Traps {
             }
         }
         self.step(&mut order, id, vcpu, &state, space.as_ref(), exits)
-    }
-
-    fn step(
-        &self,
-        order: &mut Order,
-        id: u8,
-        vcpu: &mut Attached<'_>,
-        state: &VcpuState,
-        space: Option<&Space<'_>>,
-        exits: &ExitCounters,
-    ) -> Result<After, GuestStop> {
-        let by = By::Vcpu { id: id.into(), rip: Gva(state.regs.rip) };
-        let Order { pages, ground, handlers, look, .. } = order;
-        let Ok(ground) = ground else { return Ok(After::GoOn) };
-        let injected = frame::injected(&state.events);
-        let interrupts = look.decoded.as_ref().is_some_and(|decoded| decoded.interrupts);
-        let delivers = injected.is_some() || interrupts;
-        let tables =
-            space.filter(|_| !delivers).map(|space| table_pages(space, &pages.ram)).unwrap_or_default();
-        let close = match space {
-            Some(space) if delivers => handlers.of(space, &pages.ram),
-            _ => &tables,
-        };
-        let before = Before::note(space, look, &pages.ram, state);
-        let trip = Trip {
-            vcpu: usize::from(id),
-            state,
-            delivers,
-            plan: Plan { close, need: &look.pages, others: look.others },
-            blocks_interrupts: self.blocks_interrupts,
-            exits,
-        };
-        let ended = trip.make(vcpu, ground, pages, &self.alarm).map_err(|error| stuck(&error))?;
-        order.in_vain[usize::from(id)] = (0, 0);
-        let Order { pages, look, .. } = order;
-        match ended {
-            Ended::Done(regs) => {
-                pages.tally.stepped += 1;
-                finish::instruction(&before, space, look, pages, vcpu, *regs, by)
-                    .map_err(|error| stuck(&error))?;
-            }
-            Ended::Delivered(regs) => {
-                pages.tally.delivered += 1;
-                finish::delivery(look, pages, &regs, by);
-            }
-            Ended::Before => {
-                pages.tally.unfinished += 1;
-                finish::partly(look, pages, by);
-                finish::put_back_trap_flag(&before, vcpu).map_err(|error| stuck(&error))?;
-            }
-            Ended::Outside => {
-                pages.tally.unfinished += 1;
-                finish::outside(look, pages, by);
-                return Ok(After::Serve { guest_steps: before.guest_steps });
-            }
-            Ended::Escaped(why) => {
-                pages.compare_all(By::Unseen);
-                let all: Vec<Gpa> = pages.pages.keys().copied().map(Gpa).collect();
-                let why = Lost::Escaped { vcpu: id.into(), why };
-                for page in all {
-                    self.lose(order, page, &why);
-                }
-            }
-        }
-        Ok(After::GoOn)
     }
 
     /// Lets a guest go on to step through its own code behind an instruction that was completed outside of our step; `raise`: with
@@ -328,14 +268,20 @@ impl Traps {
     /// No vCPU runs any more.
     pub fn end(&self) {
         let mut order = self.order.lock();
+        order.ended = true;
+        self.lose_all(&mut order, &Lost::Ended);
+    }
+
+    /// Watches no page any longer, and says why.
+    pub(super) fn lose_all(&self, order: &mut Order, why: &Lost) {
         let all: Vec<Gpa> = order.pages.pages.keys().copied().map(Gpa).collect();
         for page in all {
-            self.lose(&mut order, page, &Lost::Ended);
+            self.lose(order, page, why);
         }
     }
 
     /// Watches a page no longer, and says why.
-    fn lose(&self, order: &mut Order, page: Gpa, why: &Lost) {
+    pub(super) fn lose(&self, order: &mut Order, page: Gpa, why: &Lost) {
         if order.pages.pages.remove(&page.0).is_none() {
             return;
         }
@@ -409,7 +355,7 @@ impl Order {
     }
 }
 
-fn stuck(error: &io::Error) -> GuestStop {
+pub(super) fn stuck(error: &io::Error) -> GuestStop {
     GuestStop::Stuck(format!("a trapped access could not be carried out: {error}"))
 }
 

@@ -24,15 +24,25 @@ const OPENED: usize = 2;
 #[derive(Debug)]
 pub(super) enum Ended {
     /// The instruction, or one iteration of it, was carried out.
-    Done(Box<kvm_regs>),
-    /// The event was delivered; the vCPU is in front of its handler.
+    Done {
+        /// What it left.
+        regs: Box<kvm_regs>,
+        /// The debug conditions that were met, its end among them: DR6.
+        dr6: u64,
+    },
+    /// The event was delivered, or the kernel was entered or left; the vCPU is in front of what comes then.
     Delivered(Box<kvm_regs>),
     /// An event comes first, or the vCPU is to begin anew: the guest has to be entered for it. What the instruction did before is done.
     Before,
     /// It left for something that is served outside, as any other exit.
     Outside,
     /// It did not end where it should have.
-    Escaped(String),
+    Escaped {
+        /// What was seen of it.
+        why: String,
+        /// Whether it left for something that is served outside.
+        serve: bool,
+    },
 }
 
 /// What a step is to do.
@@ -43,6 +53,8 @@ pub(super) struct Trip<'a> {
     pub(super) state: &'a VcpuState,
     /// Whether it delivers an event to its handler, or carries out an instruction that does.
     pub(super) delivers: bool,
+    /// Whether the processor stops behind one instruction. Otherwise what comes then is closed.
+    pub(super) steps: bool,
     pub(super) plan: Plan<'a>,
     /// Whether KVM can keep interrupts away meanwhile.
     pub(super) blocks_interrupts: bool,
@@ -59,16 +71,17 @@ impl Trip<'_> {
         pages: &ArmedPages,
         alarm: &Alarm,
     ) -> io::Result<Ended> {
-        alarm.begin(self.vcpu);
         let ended = ground.enter(vcpu, self.plan, pages).and_then(|entered| {
             if !entered {
                 return Ok(Ended::Before);
             }
+            // Other vCPUs are out by now: only the step counts.
+            alarm.begin(self.vcpu);
             let mut control = KVM_GUESTDBG_ENABLE;
             if self.blocks_interrupts {
                 control |= KVM_GUESTDBG_BLOCKIRQ;
             }
-            if !self.delivers {
+            if self.steps {
                 control |= KVM_GUESTDBG_SINGLESTEP;
             }
             debug(vcpu, control)?;
@@ -97,21 +110,26 @@ impl Trip<'_> {
         pages: &ArmedPages,
         alarm: &Alarm,
     ) -> io::Result<Ended> {
-        let (mut again, mut opened) = (0, 0);
+        let (mut again, mut opened, mut extended) = (0, 0, false);
         loop {
             let exit = vcpu.step()?;
             self.exits.count(exit.kind());
             match exit {
-                VmExit::Stepped => {
+                VmExit::Stepped { dr6 } => {
                     let regs = vcpu.general_registers()?;
                     if self.is_where_it_was(&regs) && again < AGAIN {
                         again += 1;
                         continue;
                     }
-                    return Ok(Ended::Done(Box::new(regs)));
+                    return Ok(Ended::Done { regs: Box::new(regs), dr6 });
                 }
                 VmExit::Interrupted if alarm.is_over() => {
-                    return Ok(Ended::Escaped(format!("it ran on for {LIMIT:?}")));
+                    // Perhaps it was this process that stood still: a step that has done nothing has harmed nobody.
+                    if extended || !self.is_where_it_was(&vcpu.general_registers()?) {
+                        return Ok(Ended::Escaped { why: format!("it ran on for {LIMIT:?}"), serve: false });
+                    }
+                    extended = true;
+                    alarm.begin(self.vcpu);
                 }
                 // Whoever wants the vCPU out has said so where it will be looked for after the step.
                 VmExit::Interrupted => {}
@@ -120,22 +138,31 @@ impl Trip<'_> {
                     let events = vcpu.fd().get_vcpu_events().map_err(failed)?;
                     let injected = frame::injected(&events).is_some();
                     let regs = vcpu.general_registers()?;
-                    if self.delivers && !injected && regs.rip != self.state.regs.rip {
+                    let before = &self.state.regs;
+                    let moved = (regs.rip, regs.rsp) != (before.rip, before.rsp);
+                    if !self.steps && !injected && moved {
                         return Ok(Ended::Delivered(Box::new(regs)));
                     }
                     if !self.delivers && injected {
                         return Ok(Ended::Before);
                     }
                     if opened == OPENED {
-                        return Ok(Ended::Escaped(
-                            "a page that it needs cannot be opened, or the host has none".into(),
-                        ));
+                        let why = "a page that it needs cannot be opened, or the host has none".into();
+                        return Ok(Ended::Escaped { why, serve: false });
                     }
                     // Something that is closed is needed by more than a handler.
                     opened += 1;
                     ground.open_all(pages)?;
                 }
-                _ => return Ok(Ended::Outside),
+                VmExit::Shutdown | VmExit::InternalError { .. } | VmExit::FailEntry { .. } => {
+                    return Ok(Ended::Outside);
+                }
+                _ if self.steps => return Ok(Ended::Outside),
+                // No event is delivered by way of a device.
+                exit => {
+                    let why = format!("it ran on behind an event ({:?})", exit.kind());
+                    return Ok(Ended::Escaped { why, serve: true });
+                }
             }
         }
     }

@@ -119,6 +119,9 @@ impl Traps {
 
 impl Order {
     fn check(&self, pages: &BTreeSet<u64>, tables: &HashSet<u64>) -> Result<(), NotWatched> {
+        if self.ended {
+            return Err(NotWatched::Unable("the guest has ended".to_owned()));
+        }
         self.ground.as_ref().map_err(|why| NotWatched::Unable(why.clone()))?;
         for &page in pages {
             let at = Gpa(page);

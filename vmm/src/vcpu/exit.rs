@@ -49,7 +49,10 @@ pub enum VmExit<'a> {
     /// front of the instruction, or in the middle of delivering an event.
     Trapped,
     /// One instruction was carried out, as was asked for (KVM api.rst 4.87, `KVM_GUESTDBG_SINGLESTEP`).
-    Stepped,
+    Stepped {
+        /// Which debug conditions were met: DR6 (Intel SDM vol. 3B, 18.2.3).
+        dr6: u64,
+    },
     /// Writes to a model-specific register that is watched.
     MsrWrite {
         /// Which one.
@@ -137,7 +140,7 @@ impl VmExit<'_> {
             Self::MmioRead { .. } => ExitKind::MmioRead,
             Self::MmioWrite { .. } => ExitKind::MmioWrite,
             Self::Trapped => ExitKind::Trapped,
-            Self::Stepped => ExitKind::Stepped,
+            Self::Stepped { .. } => ExitKind::Stepped,
             Self::MsrWrite { .. } => ExitKind::MsrWrite,
             Self::Interrupted => ExitKind::Interrupted,
             Self::Shutdown

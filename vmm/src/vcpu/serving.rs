@@ -63,7 +63,7 @@ impl PortsAndMemory {
                     "memory that the host cannot give it (KVM_RUN: EFAULT)".to_owned(),
                 ));
             }
-            VmExit::Stepped => {
+            VmExit::Stepped { .. } => {
                 return Err(GuestStop::Stuck(
                     "one instruction was carried out, which nobody asked for".to_owned(),
                 ));

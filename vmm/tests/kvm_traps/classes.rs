@@ -2,6 +2,7 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use lucos_vmm::boot::CODE_SELECTOR;
 use lucos_vmm::config::Trapping;
 use lucos_vmm::vcpu::ExitKind;
 use update_server::watch::{Access, By, Kind};
@@ -128,6 +129,7 @@ fn cases() -> Vec<Case> {
             a.lea(rax, ptr(there))?; a.call(rax)?; a.jmp(behind)?;
             a.set_label(&mut there)?; a.ret()?; a.set_label(&mut behind)?; a.xor(eax, eax)?;
         };
+        "syscall": |a| { a.mov(eax, 0xc3_050f)?; a.mov(dword_ptr(rdi), eax)?; a.call(rdi)?; };
         "mov with RF": |a| {
             let mut there = a.create_label();
             a.mov(rbp, rsp)?; a.mov(eax, ss)?; a.push(rax)?; a.push(rbp)?; a.push(0x1_0002)?; a.mov(eax, cs)?; a.push(rax)?;
@@ -228,6 +230,30 @@ fn program(cases: &[Case]) -> Program {
             a.mov(eax, 3 | avx | avx512)?;
             a.xsetbv()?;
         }
+        // SYSCALL comes back by where it left: EFER.SCE, STAR, LSTAR, FMASK (Intel SDM vol. 3A, 6.8.8).
+        let (mut kernel, mut behind) = (a.create_label(), a.create_label());
+        a.jmp(behind)?;
+        a.set_label(&mut kernel)?;
+        a.inc(r10)?;
+        a.jmp(rcx)?;
+        a.set_label(&mut behind)?;
+        a.mov(ecx, 0xc000_0080_u32)?;
+        a.rdmsr()?;
+        a.or(eax, 1)?;
+        a.wrmsr()?;
+        a.mov(ecx, 0xc000_0081_u32)?;
+        a.xor(eax, eax)?;
+        a.mov(edx, u32::from(CODE_SELECTOR))?;
+        a.wrmsr()?;
+        a.mov(ecx, 0xc000_0082_u32)?;
+        a.lea(rax, ptr(kernel))?;
+        a.mov(rdx, rax)?;
+        a.shr(rdx, 32)?;
+        a.wrmsr()?;
+        a.mov(ecx, 0xc000_0084_u32)?;
+        a.mov(eax, 0x300)?;
+        a.xor(edx, edx)?;
+        a.wrmsr()?;
         for (index, case) in (1..).zip(cases) {
             let (mut again, mut now) = (a.create_label(), a.create_label());
             a.set_label(&mut again)?;
@@ -327,6 +353,33 @@ fn run(
         .collect()
 }
 
+/// What must be told of some cases: where, how many bytes, and how, in this order.
+fn accesses(name: &str) -> Option<Vec<(u64, usize, Kind)>> {
+    const AT: u64 = PAGE + 0x100;
+    let [read, write] = [Kind::Read, Kind::Write].map(|kind| move |at, len| (at, len, kind));
+    Some(match name {
+        "mov m64, r64" => vec![write(AT, 8)],
+        "the same value" => vec![write(AT, 8), write(AT, 8)],
+        "mov over the end" => vec![write(NEXT - 3, 3), write(NEXT, 5)],
+        "inc" => vec![read(AT, 2), write(AT, 2)],
+        "lock add" => vec![read(AT, 4), write(AT, 4)],
+        "xlat" => vec![read(AT + 7, 1)],
+        "push what is watched" => vec![read(AT, 8), write(STACK - 8, 8)],
+        "rep movsb, out of it" => vec![read(AT, 40)],
+        "rep movsb, within" => vec![read(AT - 0x80, 40), write(AT, 40)],
+        "lodsq, cmpsb, scasb" => {
+            let mut all = vec![read(AT, 8)];
+            // The bytes differ at once.
+            all.extend([read(AT + 8, 1), read(AT, 1), read(AT + 1, 1)]);
+            all
+        }
+        "rep movsb to a device, over the end" => {
+            vec![read(NEXT - 2, 1), read(NEXT - 1, 1), read(NEXT, 1), read(NEXT + 1, 1), read(NEXT + 2, 1)]
+        }
+        _ => return None,
+    })
+}
+
 fn compare(access: Access, trapping: Trapping) {
     let cases = cases();
     let program = program(&cases);
@@ -362,6 +415,12 @@ fn compare(access: Access, trapping: Trapping) {
         let writes = told.iter().filter(|told| told.kind == Kind::Write).count();
         assert!(writes > 0 || !changed, "{name}: nothing was told");
         assert!(told.iter().all(|told| matches!(told.by, By::Vcpu { id: 0, .. })), "{name}: {told:x?}");
+        if let Some(accesses) = accesses(name) {
+            let expected =
+                accesses.iter().filter(|(_, _, kind)| access == Access::All || *kind == Kind::Write);
+            let told = told.iter().map(|told| (told.at, told.after.len(), told.kind));
+            assert_eq!(told.collect::<Vec<_>>(), expected.copied().collect::<Vec<_>>(), "{name}, {trapping}");
+        }
     };
     run(&vcpus, &cases, || heard.watch(&vcpus, &pages, access), after);
     let tally = vcpus.threads.traps().tally();
