@@ -51,7 +51,7 @@ impl Traps {
             None => Vec::new(),
         };
         // What comes behind these has to be closed: a handler, or the other side of a gateway. A single step does not end there.
-        let mut stops = delivers.then(|| close.clone()).unwrap_or_default();
+        let mut stops = if delivers { close.clone() } else { Vec::new() };
         if let Some((gateway, space)) = gateway.zip(space)
             && let Ok(at) = space.tables.translate(&pages.ram, leads_to(gateway, vcpu, space))
         {

@@ -73,6 +73,24 @@ pub(crate) fn stay(a: &mut CodeAssembler) -> Assembled {
     a.jmp(end)
 }
 
+fn undefined_and_breakpoints(a: &mut CodeAssembler) -> Assembled {
+    // RSM is no instruction outside of system management mode.
+    a.mov(rax, 0xc3_aa0f_u64)?;
+    a.mov(qword_ptr(PAGE + 0x180), rax)?;
+    a.mov(rax, PAGE + 0x180)?;
+    a.call(rax)?;
+    // A breakpoint on a store and one on a locked operation (Intel SDM vol. 3B, 18.2): DR0, eight bytes, writes.
+    a.mov(rax, PAGE + 0x1c0)?;
+    a.mov(dr0, rax)?;
+    a.mov(eax, 0x9_0401)?;
+    a.mov(dr7, rax)?;
+    a.mov(qword_ptr(PAGE + 0x1c0), rbx)?;
+    a.lock().inc(qword_ptr(PAGE + 0x1c0))?;
+    a.mov(eax, 0x400)?;
+    a.mov(dr7, rax)?;
+    Ok(())
+}
+
 /// Breakpoints, faults, the program's own steps and code that changes itself, all with what they leave told in memory.
 fn exceptions() -> Program {
     uniprocessor(|a| {
@@ -145,20 +163,7 @@ fn exceptions() -> Program {
         a.movsq()?;
         a.nop()?;
         a.mov(rdi, UNMAPPED - 8)?;
-        // RSM is no instruction outside of system management mode.
-        a.mov(rax, 0xc3_aa0f_u64)?;
-        a.mov(qword_ptr(PAGE + 0x180), rax)?;
-        a.mov(rax, PAGE + 0x180)?;
-        a.call(rax)?;
-        // A breakpoint on a store and one on a locked operation (Intel SDM vol. 3B, 18.2): DR0, eight bytes, writes.
-        a.mov(rax, PAGE + 0x1c0)?;
-        a.mov(dr0, rax)?;
-        a.mov(eax, 0x9_0401)?;
-        a.mov(dr7, rax)?;
-        a.mov(qword_ptr(PAGE + 0x1c0), rbx)?;
-        a.lock().inc(qword_ptr(PAGE + 0x1c0))?;
-        a.mov(eax, 0x400)?;
-        a.mov(dr7, rax)?;
+        undefined_and_breakpoints(a)?;
         // The program steps through its own stores: plain ones, a locked one, a repeated one.
         a.pushfq()?;
         a.or(qword_ptr(rsp), 0x100)?;
