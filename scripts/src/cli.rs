@@ -127,6 +127,8 @@ enum ImageName {
     Same,
     /// A full Debian on an ext4 disk.
     Debian,
+    /// The same with a compiler and other load, for the long run.
+    DebianLoad,
     /// The userland of the test bed's KVM host.
     HostRoot,
     /// Debian's initramfs for each guest kernel.
@@ -235,6 +237,9 @@ fn build(arguments: &Image) -> Result<()> {
     }
     if wanted(ImageName::Debian) {
         println!("{}", images::debian(&cache)?.display());
+    }
+    if wanted(ImageName::DebianLoad) {
+        println!("{}", images::debian_load(&cache)?.display());
     }
     if wanted(ImageName::HostRoot) {
         println!("{}", images::host_root(&cache)?.display());

@@ -59,7 +59,12 @@ pub fn agent(cache: &Cache) -> Result<PathBuf> {
 
 /// A full Debian userland on an ext4 disk, with the modules that our guests can use for each guest kernel.
 pub fn debian(cache: &Cache) -> Result<PathBuf> {
-    debian::disk(cache)
+    debian::disk(cache, debian::Contents::Plain)
+}
+
+/// The same with what puts it under load and checks itself.
+pub fn debian_load(cache: &Cache) -> Result<PathBuf> {
+    debian::disk(cache, debian::Contents::Load)
 }
 
 /// The userland of the KVM host in the test bed, on an ext4 disk.

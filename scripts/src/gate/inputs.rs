@@ -63,6 +63,7 @@ pub(super) fn large(full: bool) -> Result<Vec<Image>> {
     list.extend(holes_of(&cache)?);
     let same = fixes::same_patches_of_all(&cache, full)?;
     if full {
+        list.push(image("debian-load.img", images::debian_load(&cache)?));
         let compiled = same.iter().any(|(name, _)| name.ends_with(images::REALTIME));
         list.extend(realtime(&cache, compiled)?);
     }

@@ -11,7 +11,32 @@ use crate::cache::{Cache, Inputs};
 use crate::kernels::{self, Kernel};
 use crate::progress::Step;
 
-const PACKAGES: [&str; 22] = [
+/// What is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Contents {
+    /// What every test and the demo need.
+    Plain,
+    /// And what only the long run loads it with: a compiler, fsx, and the script that has them work.
+    Load,
+}
+
+impl Contents {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "debian",
+            Self::Load => "debian-load",
+        }
+    }
+
+    fn packages(self) -> Vec<&'static str> {
+        let more: &[&str] = if self == Self::Load { &LOAD_PACKAGES } else { &[] };
+        [&PACKAGES, more].concat()
+    }
+}
+
+const LOAD_PACKAGES: [&str; 3] = ["gcc", "libc6-dev", "make"];
+
+const PACKAGES: [&str; 19] = [
     "systemd-sysv",
     "udev",
     "dbus",
@@ -26,9 +51,6 @@ const PACKAGES: [&str; 22] = [
     "psmisc",
     "fio",
     "stress-ng",
-    "gcc",
-    "libc6-dev",
-    "make",
     "strace",
     "util-linux",
     "nvme-cli",
@@ -64,23 +86,25 @@ const MODULES: [&str; 18] = [
 const SETUP: &str = include_str!("../../guest/debian-setup");
 const SIZE: &str = "1280M";
 
-/// An ext4 disk for `root=/dev/nvme0n1`, with the agent as a service, and what loads it.
-pub(super) fn disk(cache: &Cache) -> Result<PathBuf> {
-    let (userland, agent, load) = (userland(cache)?, agent::tar(cache)?, load::tar(cache)?);
+/// An ext4 disk for `root=/dev/nvme0n1`, with the agent as a service.
+pub(super) fn disk(cache: &Cache, contents: Contents) -> Result<PathBuf> {
+    let mut tars = vec![userland(cache, contents)?, agent::tar(cache)?];
+    if contents == Contents::Load {
+        tars.push(load::tar(cache)?);
+    }
     // The folder that each is in is named by all that it is made from.
     let key = |path: &Path| path.parent().and_then(Path::file_name).unwrap_or_default().to_owned();
-    let inputs = Inputs::new()
-        .with("size", SIZE)
-        .with("userland", key(&userland).as_encoded_bytes())
-        .with("agent", key(&agent).as_encoded_bytes())
-        .with("load", key(&load).as_encoded_bytes())
-        .with("code", include_str!("debian.rs"));
-    let place = cache.entry("images/debian", &inputs, |folder| {
+    let mut inputs = Inputs::new().with("size", SIZE).with("code", include_str!("debian.rs"));
+    for tar in &tars {
+        inputs = inputs.with("tar", key(tar).as_encoded_bytes());
+    }
+    let place = cache.entry(&format!("images/{}", contents.name()), &inputs, |folder| {
         let step = Step::start("building the Debian guest's disk");
         let scratch =
             tempfile::tempdir_in(cache.root().join("tmp")).context("cannot make a folder to build in")?;
         let root = scratch.path().join("root");
-        ext4::from_tars(&[&userland, &agent, &load], &root, &folder.join("debian.ext4"), SIZE)?;
+        let tars: Vec<&Path> = tars.iter().map(PathBuf::as_path).collect();
+        ext4::from_tars(&tars, &root, &folder.join("debian.ext4"), SIZE)?;
         step.done();
         Ok(())
     })?;
@@ -88,7 +112,7 @@ pub(super) fn disk(cache: &Cache) -> Result<PathBuf> {
 }
 
 /// The userland as a tar archive. It is kept, because it takes minutes to make and changes more rarely than the agent does.
-fn userland(cache: &Cache) -> Result<PathBuf> {
+fn userland(cache: &Cache, contents: Contents) -> Result<PathBuf> {
     let kernels: Vec<Kernel> =
         guest_kernels().iter().map(|need| kernels::find(cache, need)).collect::<Result<_>>()?;
     let mut inputs = Inputs::new()
@@ -99,7 +123,7 @@ fn userland(cache: &Cache) -> Result<PathBuf> {
     for kernel in &kernels {
         inputs = inputs.with(&kernel.release, &kernel.version);
     }
-    let place = cache.entry("images/debian-userland", &inputs, |folder| {
+    let place = cache.entry(&format!("images/{}-userland", contents.name()), &inputs, |folder| {
         let step = Step::start("putting the Debian guest together");
         let scratch =
             tempfile::tempdir_in(cache.root().join("tmp")).context("cannot make a folder to build in")?;
@@ -108,7 +132,7 @@ fn userland(cache: &Cache) -> Result<PathBuf> {
             modules::pick(kernel, &MODULES, &tree)?;
         }
         modules::pack(&tree, &extra)?;
-        let bootstrap = Bootstrap::of(cache, &PACKAGES).add(&extra).script(SETUP);
+        let bootstrap = Bootstrap::of(cache, &contents.packages()).add(&extra).script(SETUP);
         bootstrap.run("put the Debian guest together", Some(&folder.join("debian.tar")))?;
         step.done();
         Ok(())

@@ -19,12 +19,16 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("debian::network_entropy_and_power_button", Tier::Gate, devices),
 ];
 
-/// The disk, copied once: it is the largest of all, and all tests leave it as they find it.
-pub(super) fn disk() -> Result<PathBuf> {
+fn disk() -> Result<PathBuf> {
+    copied("debian.img")
+}
+
+/// A disk, copied once: these are the largest of all, and all tests leave them as they find them.
+pub(super) fn copied(name: &str) -> Result<PathBuf> {
     let scratch = std::env::var_os("LUCOS_SCRATCH").context("LUCOS_SCRATCH is not set")?;
-    let path = Path::new(&scratch).join("debian.img");
+    let path = Path::new(&scratch).join(name);
     if !path.exists() {
-        images::copy("debian.img", Path::new(&scratch))?;
+        images::copy(name, Path::new(&scratch))?;
     }
     Ok(path)
 }
