@@ -18,6 +18,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("traps::the_64_busiest_pages_on_4_vcpus", Tier::Full, || watched("6.1-cloud", 4, 64)),
     Test::new("traps::the_256_busiest_pages", Tier::Full, || watched("6.1-cloud", 1, 256)),
     Test::new("traps::the_64_busiest_pages_of_6_12", Tier::Full, || watched("6.12-cloud", 1, 64)),
+    Test::new("traps::cpus_go_and_come_back", Tier::Full, cpus_go_and_come_back),
     Test::new("traps::the_8_busiest_pages_on_intel", Tier::IntelFull, on_intel),
 ];
 
@@ -114,6 +115,35 @@ fn workload_goes_on(vm: &mut Vm, pages: usize) -> Result<()> {
     ensure!(said.contains(", 0 wrong"), "{said}");
     println!("{}", said.trim());
     Ok(())
+}
+
+/// Processors are switched off and on again while pages that all of them write to are watched.
+fn cpus_go_and_come_back() -> Result<()> {
+    const CPUS: u32 = 4;
+    const TIMES: u32 = 3;
+    let (builder, _folder) = planted("6.1-cloud", CPUS)?;
+    let mut vm = start(builder)?;
+    vm.run("workload /count > /workload.log 2>&1 & echo $! > /workload.pid; sleep 2")?;
+    Report::of_arming(&vm, 8, 0)?;
+    for _ in 0..TIMES {
+        for online in [0, 1] {
+            for cpu in 1..CPUS {
+                let file = format!("/sys/devices/system/cpu/cpu{cpu}/online");
+                vm.run_within(&format!("echo {online} > {file} && grep -qx {online} {file}"), LONG_COMMAND)?;
+            }
+        }
+    }
+    let report = Report::of_disarming(&vm)?;
+    println!("8 pages, {} processors off and on {TIMES} times: {}", CPUS - 1, report.counts());
+    ensure!(report.count("accesses")? > 1000, "{}", report.counts());
+    report.ensure_right(2)?;
+    let said = vm.run_within(
+        "kill -TERM $(cat /workload.pid); wait $(cat /workload.pid); cat /workload.log",
+        LONG_COMMAND,
+    )?;
+    ensure!(said.contains(", 0 wrong"), "{said}");
+    println!("{}", said.trim());
+    vm.power_off()
 }
 
 fn refused() -> Result<()> {
