@@ -65,7 +65,7 @@ fn look(vm: &GuestVm, counts: &mut HashMap<u64, u32>) -> Result<(), KvmError> {
 pub(super) fn report(traps: &Traps, lost: &LostPages) -> TrapReport {
     let way = if traps.leave_others_alone() { "second-view" } else { "hold-all" };
     // Before the lock is taken: who gives a page up has that of the traps already.
-    let (pages, tally) = (traps.pages(), traps.tally());
+    let (pages, tally) = traps.pages_and_tally();
     let lost = lost.0.lock().unwrap_or_else(PoisonError::into_inner);
     TrapReport {
         way: way.to_owned(),

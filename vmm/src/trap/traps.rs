@@ -145,6 +145,12 @@ impl Traps {
         self.order.lock().pages.pages.keys().copied().map(Gpa).collect()
     }
 
+    /// Both, as of one moment.
+    pub fn pages_and_tally(&self) -> (Vec<Gpa>, Tally) {
+        let order = self.order.lock();
+        (order.pages.pages.keys().copied().map(Gpa).collect(), order.pages.tally)
+    }
+
     /// Whether steps are made in the second view, so that no vCPU waits for another's.
     pub fn leave_others_alone(&self) -> bool {
         self.doors.is_none()
