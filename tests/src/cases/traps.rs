@@ -89,9 +89,24 @@ fn on_intel() -> Result<()> {
     vm.power_off()
 }
 
+fn begin_workload(vm: &mut Vm) -> Result<()> {
+    vm.run("workload /count > /workload.log 2>&1 & echo $! > /workload.pid; sleep 2").map(drop)
+}
+
+/// Everything that it did was right.
+fn end_workload(vm: &mut Vm) -> Result<()> {
+    let said = vm.run_within(
+        "kill -TERM $(cat /workload.pid); wait $(cat /workload.pid); cat /workload.log",
+        LONG_COMMAND,
+    )?;
+    ensure!(said.contains(", 0 wrong"), "{said}");
+    println!("{}", said.trim());
+    Ok(())
+}
+
 /// Has the workload run while pages are watched.
 fn workload_goes_on(vm: &mut Vm, pages: usize) -> Result<()> {
-    vm.run("workload /count > /workload.log 2>&1 & echo $! > /workload.pid; sleep 2")?;
+    begin_workload(vm)?;
     let begin = Instant::now();
     Report::of_arming(vm, pages, 0)?;
     thread::sleep(TIME);
@@ -108,13 +123,7 @@ fn workload_goes_on(vm: &mut Vm, pages: usize) -> Result<()> {
         );
         vm.run_within("sleep 2", LONG_COMMAND)?;
     }
-    let said = vm.run_within(
-        "kill -TERM $(cat /workload.pid); wait $(cat /workload.pid); cat /workload.log",
-        LONG_COMMAND,
-    )?;
-    ensure!(said.contains(", 0 wrong"), "{said}");
-    println!("{}", said.trim());
-    Ok(())
+    end_workload(vm)
 }
 
 /// Processors are switched off and on again while pages that all of them write to are watched.
@@ -123,7 +132,7 @@ fn cpus_go_and_come_back() -> Result<()> {
     const TIMES: u32 = 3;
     let (builder, _folder) = planted("6.1-cloud", CPUS)?;
     let mut vm = start(builder)?;
-    vm.run("workload /count > /workload.log 2>&1 & echo $! > /workload.pid; sleep 2")?;
+    begin_workload(&mut vm)?;
     Report::of_arming(&vm, 8, 0)?;
     for _ in 0..TIMES {
         for online in [0, 1] {
@@ -137,12 +146,7 @@ fn cpus_go_and_come_back() -> Result<()> {
     println!("8 pages, {} processors off and on {TIMES} times: {}", CPUS - 1, report.counts());
     ensure!(report.count("accesses")? > 1000, "{}", report.counts());
     report.ensure_right(2)?;
-    let said = vm.run_within(
-        "kill -TERM $(cat /workload.pid); wait $(cat /workload.pid); cat /workload.log",
-        LONG_COMMAND,
-    )?;
-    ensure!(said.contains(", 0 wrong"), "{said}");
-    println!("{}", said.trim());
+    end_workload(&mut vm)?;
     vm.power_off()
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 
 use iced_x86::{FlowControl, Mnemonic};
-use kvm_bindings::kvm_regs;
+use kvm_bindings::{kvm_regs, kvm_vcpu_events};
 use update_server::addr::{Gpa, Gva};
 use update_server::watch::{By, Kind};
 
@@ -82,16 +82,10 @@ pub(super) fn instruction(
         slice.copy_to(&mut byte);
         slice.copy_from(&[byte[0] & !(TF >> 8).to_le_bytes()[0]]);
     }
-    let mut changed = false;
-    if before.guest_steps || before.begins_to_step {
-        // KVM takes the flag away with its own.
-        let pops = decoded.is_some_and(|decoded| takes_flags(decoded.instruction.mnemonic()).is_some());
-        if before.begins_to_step || !pops {
-            regs.rflags |= TF;
-            changed = true;
-        }
-    }
-    if changed {
+    // KVM takes the flag away with its own.
+    let pops = || decoded.is_some_and(|decoded| takes_flags(decoded.instruction.mnemonic()).is_some());
+    if before.begins_to_step || before.guest_steps && !pops() {
+        regs.rflags |= TF;
         vcpu.set_general_registers(&regs)?;
     }
     // KVM takes a breakpoint of the guest's that was hit for the end of its own step.
@@ -104,9 +98,9 @@ pub(super) fn instruction(
         let goes_on = decoded.instruction.flow_control() == FlowControl::Next;
         goes_on && regs.rip != decoded.instruction.next_ip() && regs.rip != before.rip
     });
-    tell(look, pages, by, strayed);
+    let compared = tell(look, pages, by, strayed);
     // Another vCPU may have changed the instruction, or where it leads to, after it was looked at: then something else was written.
-    if !space.is_some_and(|space| look.is_still_so(space, &pages.ram)) {
+    if !compared && !space.is_some_and(|space| look.is_still_so(space, &pages.ram)) {
         pages.tally.compared += 1;
         pages.compare_all(by);
     }
@@ -137,17 +131,20 @@ pub(super) fn partly(look: &Look, pages: &mut ArmedPages, by: By) {
     }
 }
 
-fn tell(look: &Look, pages: &mut ArmedPages, by: By, strayed: bool) {
+/// Returns whether all pages were compared.
+fn tell(look: &Look, pages: &mut ArmedPages, by: By, strayed: bool) -> bool {
     for part in &look.parts {
         match part.kind {
             Kind::Write if !part.exact => pages.compare_part(part.at, part.len, by),
             kind => pages.tell(part.at, part.len, kind, by),
         };
     }
-    if look.others || strayed {
+    let all = look.others || strayed;
+    if all {
         pages.tally.compared += 1;
         pages.compare_all(by);
     }
+    all
 }
 
 /// Whether the guest has breakpoints that a store could hit.
@@ -173,12 +170,7 @@ fn takes_flags(mnemonic: Mnemonic) -> Option<u64> {
 
 /// Lets a guest go on to step through its own code, which KVM has taken away with its own step.
 pub(super) fn put_back_trap_flag(before: &Before, vcpu: &mut Attached<'_>) -> io::Result<()> {
-    if !before.guest_steps {
-        return Ok(());
-    }
-    let mut regs = vcpu.general_registers()?;
-    regs.rflags |= TF;
-    vcpu.set_general_registers(&regs)
+    if before.guest_steps { guest_step(vcpu, false) } else { Ok(()) }
 }
 
 /// The same behind an instruction that was completed outside of its step; `raise`: with the exception that the guest waits for.
@@ -205,19 +197,21 @@ pub(super) fn undefined(vcpu: &mut Attached<'_>, regs: &kvm_regs) -> io::Result<
 }
 
 fn raise(vcpu: &Attached<'_>, vector: u8) -> io::Result<()> {
-    let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
-    let mut events = vcpu.fd().get_vcpu_events().map_err(failed)?;
-    // What is optional is not written back.
-    events.flags = 0;
-    (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, vector, 0);
-    vcpu.fd().set_vcpu_events(&events).map_err(failed)
+    change_events(vcpu, |events| {
+        (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, vector, 0);
+    })
 }
 
 /// Takes back the event that KVM remembers of an instruction that raises one by itself, and does not show: it was carried out here.
 pub(super) fn forget_soft_event(vcpu: &Attached<'_>) -> io::Result<()> {
+    change_events(vcpu, |events| (events.exception.injected, events.interrupt.injected) = (0, 0))
+}
+
+fn change_events(vcpu: &Attached<'_>, change: impl FnOnce(&mut kvm_vcpu_events)) -> io::Result<()> {
     let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
     let mut events = vcpu.fd().get_vcpu_events().map_err(failed)?;
+    // What is optional is not written back.
     events.flags = 0;
-    (events.exception.injected, events.interrupt.injected) = (0, 0);
+    change(&mut events);
     vcpu.fd().set_vcpu_events(&events).map_err(failed)
 }
