@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
-    KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_X86_USER_SPACE_MSR, KVM_GUESTDBG_BLOCKIRQ, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_X86_USER_SPACE_MSR, KVM_GUESTDBG_BLOCKIRQ, KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_msi, kvm_pit_config,
     kvm_userspace_memory_region,
 };
@@ -52,6 +52,7 @@ pub struct GuestVm {
     ram: GuestRam,
     address_spaces: u32,
     sync_regs: bool,
+    leaves_unemulated: bool,
     traps: AtomicBool,
 }
 
@@ -71,7 +72,15 @@ impl GuestVm {
         let address_spaces =
             u32::try_from(fd.check_extension_raw(CAP_MULTI_ADDRESS_SPACE)).unwrap_or(0).max(1);
         let sync_regs = fd.check_extension(Cap::SyncRegs);
-        let vm = Self { fd, ram, address_spaces, sync_regs, traps: AtomicBool::new(false) };
+        // Otherwise KVM raises an exception before it says so, or says nothing (KVM api.rst 7.29).
+        let leave = kvm_enable_cap {
+            cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+            args: [1, 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        let leaves_unemulated = fd.enable_cap(&leave).is_ok();
+        let traps = AtomicBool::new(false);
+        let vm = Self { fd, ram, address_spaces, sync_regs, leaves_unemulated, traps };
         for (slot, region) in (0..).zip(vm.ram.regions()) {
             let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
             vm.set_slot(slot, 0, start, region.protectable(), 0)?;
@@ -127,6 +136,11 @@ impl GuestVm {
     /// Whether KVM can leave a vCPU's registers in shared memory when the vCPU leaves the guest.
     pub fn has_sync_regs(&self) -> bool {
         self.sync_regs
+    }
+
+    /// Whether a vCPU leaves the guest at an instruction that KVM cannot emulate, without any exception.
+    pub fn leaves_unemulated(&self) -> bool {
+        self.leaves_unemulated
     }
 
     /// Whether guest memory is protected anywhere, so that a vCPU's whole state is asked for at each of its exits.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
-    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_WRMSR, KVM_RUN_X86_SMM, KVM_SYNC_X86_EVENTS,
+    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION, KVM_RUN_X86_SMM, KVM_SYNC_X86_EVENTS,
     KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{Error as KvmErrno, SyncReg, VcpuFd};
@@ -177,7 +177,7 @@ impl Attached<'_> {
 
     /// The same while the vCPU is made to carry out one instruction, perhaps in the second view.
     pub fn step(&mut self) -> io::Result<VmExit<'_>> {
-        self.leave(KVM_SYNC_X86_REGS);
+        self.leave(KVM_SYNC_X86_REGS | KVM_SYNC_X86_EVENTS);
         self.enter(true)
     }
 
@@ -199,7 +199,10 @@ impl Attached<'_> {
             // A vCPU that waits for its first INIT or SIPI (KVM api.rst 4.10).
             Err(libc::EAGAIN) => Ok(VmExit::Interrupted),
             Err(libc::EFAULT) => Ok(VmExit::Trapped),
-            Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+            Err(errno) => {
+                self.left = 0;
+                Err(io::Error::from_raw_os_error(errno))
+            }
         }
     }
 
@@ -248,6 +251,37 @@ impl Attached<'_> {
         self.vcpu.fd.get_regs().map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }
 
+    /// What is about to be delivered: as of the last exit, if KVM has left it then.
+    pub fn events(&self) -> io::Result<kvm_vcpu_events> {
+        if self.left & KVM_SYNC_X86_EVENTS != 0 {
+            return Ok(self.vcpu.fd.sync_regs().events);
+        }
+        self.vcpu.fd.get_vcpu_events().map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    }
+
+    /// Puts them where KVM takes them from on the next entry, before it does anything else.
+    pub fn set_events_on_entry(&mut self, events: &kvm_vcpu_events) -> io::Result<()> {
+        // They are no longer those of the last exit.
+        self.left &= !KVM_SYNC_X86_EVENTS;
+        if !self.vcpu.vm.has_sync_regs() {
+            return self.set_events(events);
+        }
+        self.vcpu.fd.sync_regs_mut().events = *events;
+        self.vcpu.fd.set_sync_dirty_reg(SyncReg::VcpuEvents);
+        Ok(())
+    }
+
+    /// Takes those back that no entry has brought.
+    pub fn take_back_events(&mut self) {
+        self.vcpu.fd.clear_sync_dirty_reg(SyncReg::VcpuEvents);
+    }
+
+    /// Sets them at once.
+    pub fn set_events(&mut self, events: &kvm_vcpu_events) -> io::Result<()> {
+        self.left &= !KVM_SYNC_X86_EVENTS;
+        self.vcpu.fd.set_vcpu_events(events).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    }
+
     /// Puts the general registers where the guest gets them on the next entry; before that, nobody else sees them.
     pub fn set_general_registers(&mut self, regs: &kvm_regs) -> io::Result<()> {
         if self.vcpu.vm.has_sync_regs() {
@@ -256,6 +290,24 @@ impl Attached<'_> {
             return Ok(());
         }
         self.vcpu.fd.set_regs(regs).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    }
+
+    /// Raises an exception without an error code, before the next instruction.
+    pub fn raise(&mut self, vector: u8) -> io::Result<()> {
+        self.change_events(|events| {
+            (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, vector, 0);
+        })
+    }
+
+    /// Changes what is about to be delivered.
+    pub fn change_events(&mut self, change: impl FnOnce(&mut kvm_vcpu_events)) -> io::Result<()> {
+        let failed = |error: KvmErrno| io::Error::from_raw_os_error(error.errno());
+        // As of now: an NMI may have come since the last exit.
+        let mut events = self.vcpu.fd.get_vcpu_events().map_err(failed)?;
+        // What is optional is not written back.
+        events.flags = 0;
+        change(&mut events);
+        self.set_events(&events)
     }
 
     /// What KVM is to leave in the memory that it shares with this VMM (KVM api.rst 6.74, `KVM_CAP_SYNC_REGS`).
@@ -333,6 +385,7 @@ impl Attached<'_> {
                 other => other,
             };
         }
+        let leaves_unemulated = self.vcpu.vm.leaves_unemulated();
         let run = self.vcpu.fd.get_kvm_run();
         match run.exit_reason {
             KVM_EXIT_MMIO => {
@@ -369,7 +422,12 @@ impl Attached<'_> {
                 // SAFETY: `exit_reason` says that `internal` is the valid member of the union.
                 let internal = unsafe { run.__bindgen_anon_1.internal };
                 let count = (internal.ndata as usize).min(internal.data.len());
-                VmExit::InternalError { suberror: internal.suberror, data: internal.data[..count].to_vec() }
+                let data = internal.data[..count].to_vec();
+                if internal.suberror == KVM_INTERNAL_ERROR_EMULATION && leaves_unemulated {
+                    VmExit::NotEmulated { data }
+                } else {
+                    VmExit::InternalError { suberror: internal.suberror, data }
+                }
             }
             reason => VmExit::Unexpected { reason },
         }

@@ -3,7 +3,7 @@
 use std::io;
 
 use iced_x86::{FlowControl, Mnemonic};
-use kvm_bindings::{kvm_regs, kvm_vcpu_events};
+use kvm_bindings::kvm_regs;
 use update_server::addr::{Gpa, Gva};
 use update_server::watch::{By, Kind};
 
@@ -182,36 +182,21 @@ pub(super) fn guest_step(vcpu: &mut Attached<'_>, raise: bool) -> io::Result<()>
 }
 
 /// The exception that a guest waits for which steps through its own code, or has a breakpoint.
-fn raise_debug_exception(vcpu: &Attached<'_>, conditions: u64) -> io::Result<()> {
+fn raise_debug_exception(vcpu: &mut Attached<'_>, conditions: u64) -> io::Result<()> {
     let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
     let mut registers = vcpu.fd().get_debug_regs().map_err(failed)?;
     registers.dr6 |= conditions;
     vcpu.fd().set_debug_regs(&registers).map_err(failed)?;
-    raise(vcpu, DEBUG)
+    vcpu.raise(DEBUG)
 }
 
 /// An instruction that the guest's processor does not have, where it is.
 pub(super) fn undefined(vcpu: &mut Attached<'_>, regs: &kvm_regs) -> io::Result<()> {
     vcpu.set_general_registers(regs)?;
-    raise(vcpu, UNDEFINED)
-}
-
-fn raise(vcpu: &Attached<'_>, vector: u8) -> io::Result<()> {
-    change_events(vcpu, |events| {
-        (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, vector, 0);
-    })
+    vcpu.raise(UNDEFINED)
 }
 
 /// Takes back the event that KVM remembers of an instruction that raises one by itself, and does not show: it was carried out here.
-pub(super) fn forget_soft_event(vcpu: &Attached<'_>) -> io::Result<()> {
-    change_events(vcpu, |events| (events.exception.injected, events.interrupt.injected) = (0, 0))
-}
-
-fn change_events(vcpu: &Attached<'_>, change: impl FnOnce(&mut kvm_vcpu_events)) -> io::Result<()> {
-    let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
-    let mut events = vcpu.fd().get_vcpu_events().map_err(failed)?;
-    // What is optional is not written back.
-    events.flags = 0;
-    change(&mut events);
-    vcpu.fd().set_vcpu_events(&events).map_err(failed)
+pub(super) fn forget_soft_event(vcpu: &mut Attached<'_>) -> io::Result<()> {
+    vcpu.change_events(|events| (events.exception.injected, events.interrupt.injected) = (0, 0))
 }

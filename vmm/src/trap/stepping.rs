@@ -141,7 +141,10 @@ impl Traps {
 
     /// Whether a vCPU that has left the guest for good has done so because another has put RSM in its way.
     fn became_rsm(&self, order: &mut Order, vcpu: &mut Attached<'_>, space: Option<&Space<'_>>) -> bool {
-        let fatal = matches!(vcpu.last_exit(), VmExit::Shutdown | VmExit::InternalError { .. });
+        let fatal = matches!(
+            vcpu.last_exit(),
+            VmExit::Shutdown | VmExit::NotEmulated { .. } | VmExit::InternalError { .. }
+        );
         let Some(space) = space.filter(|_| fatal && self.leave_others_alone()) else { return false };
         let Order { look, pages, decodings, .. } = order;
         let ArmedPages { ram, .. } = pages;

@@ -220,6 +220,18 @@ impl Traps {
         self.step(&mut order, id, vcpu, &state, space.as_ref(), exits)
     }
 
+    /// Does the same for one at whose instruction KVM's emulator has failed: it needs a protected page, or needed one when KVM came
+    /// there. KVM compares and exchanges in the page itself (arch/x86/kvm/x86.c, `emulator_cmpxchg_emulated`), and fetches code.
+    pub fn not_emulated(
+        &self,
+        id: u8,
+        vcpu: &mut Attached<'_>,
+        exits: &ExitCounters,
+    ) -> Result<After, GuestStop> {
+        // If it was a page that is watched no longer, it is enough to try again.
+        if self.passing.load(Ordering::SeqCst) { self.trapped(id, vcpu, exits) } else { Ok(After::GoOn) }
+    }
+
     /// Lets a guest go on to step through its own code behind an instruction that was completed outside of our step; `raise`: with
     /// the exception that it waits for.
     pub fn guest_step(&self, vcpu: &mut Attached<'_>, raise: bool) -> Result<(), GuestStop> {

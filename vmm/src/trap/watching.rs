@@ -26,6 +26,8 @@ impl Traps {
     ) -> Result<(), NotWatched> {
         let pages: BTreeSet<u64> = pages.iter().map(|page| page.0).collect();
         let mut order = self.order.lock();
+        // What was in vain may not be any more.
+        order.in_vain.fill((0, 0));
         if let Some(access) = access {
             order.check(&pages, tables)?;
             return self.begin(&mut order, &pages, access);

@@ -62,7 +62,13 @@ pub enum VmExit<'a> {
     },
     /// A triple fault (Intel SDM vol. 3A, 6.15, "double fault").
     Shutdown,
-    /// KVM could not go on: an instruction that it cannot emulate, or worse.
+    /// KVM cannot emulate an instruction that needs it, or could not for a page that was protected when it came there. Nothing of the
+    /// instruction is to be seen but what it may have read from a device.
+    NotEmulated {
+        /// What KVM adds, as far as it is valid.
+        data: Vec<u64>,
+    },
+    /// KVM could not go on.
     InternalError {
         /// `KVM_INTERNAL_ERROR_*` (include/uapi/linux/kvm.h).
         suberror: u32,
@@ -106,6 +112,8 @@ pub enum ExitKind {
     Stepped,
     /// [`VmExit::MsrWrite`].
     MsrWrite,
+    /// [`VmExit::NotEmulated`].
+    NotEmulated,
     /// [`VmExit::Interrupted`].
     Interrupted,
     /// Everything that ends a guest.
@@ -114,7 +122,7 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// All kinds, with the names that the API shows.
-    pub const NAMES: [(Self, &'static str); 11] = [
+    pub const NAMES: [(Self, &'static str); 12] = [
         (Self::PortIn, "port_in"),
         (Self::PortOut, "port_out"),
         (Self::Hypercall, "hypercall"),
@@ -124,6 +132,7 @@ impl ExitKind {
         (Self::Trapped, "trapped"),
         (Self::Stepped, "stepped"),
         (Self::MsrWrite, "msr_write"),
+        (Self::NotEmulated, "not_emulated"),
         (Self::Interrupted, "interrupted"),
         (Self::Fatal, "fatal"),
     ];
@@ -142,6 +151,7 @@ impl VmExit<'_> {
             Self::Trapped => ExitKind::Trapped,
             Self::Stepped { .. } => ExitKind::Stepped,
             Self::MsrWrite { .. } => ExitKind::MsrWrite,
+            Self::NotEmulated { .. } => ExitKind::NotEmulated,
             Self::Interrupted => ExitKind::Interrupted,
             Self::Shutdown
             | Self::SystemManagement

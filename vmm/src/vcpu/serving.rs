@@ -20,6 +20,8 @@ use crate::update::StubExits;
 
 /// RFLAGS.TF (Intel SDM vol. 1, 3.4.3).
 const TF: u64 = 1 << 8;
+/// The vector of an undefined instruction.
+const UNDEFINED: u8 = 6;
 
 /// Where exits go: the two address spaces of a PC, and hypercalls.
 #[derive(Debug)]
@@ -70,7 +72,8 @@ impl PortsAndMemory {
             }
             VmExit::Shutdown => return Err(GuestStop::TripleFault),
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
-            VmExit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, data } => {
+            VmExit::NotEmulated { data }
+            | VmExit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, data } => {
                 return Err(GuestStop::Stuck(format!(
                     "an instruction that KVM cannot emulate, or code where there is no RAM (KVM internal error, \
                      data {data:x?})"
@@ -120,6 +123,10 @@ pub(super) fn serve(
         traps.emulated(id, regs.rip, vcpu.last_exit());
         return Ok(if writes && regs.rflags & TF != 0 { Served::GuestStep } else { Served::Done });
     }
+    if matches!(vcpu.last_exit(), VmExit::NotEmulated { .. }) && in_user_space(vcpu)? {
+        vcpu.raise(UNDEFINED).map_err(|error| GuestStop::Stuck(error.to_string()))?;
+        return Ok(Served::Done);
+    }
     match vcpu.last_exit() {
         VmExit::Hypercall => serve_hypercall(vcpu, &bus.hypercalls)?,
         // A further one of the same instruction is a string's.
@@ -129,6 +136,13 @@ pub(super) fn serve(
         other => bus.serve(other)?,
     }
     Ok(Served::Done)
+}
+
+/// What KVM does itself about an instruction of user space that it cannot emulate, unless it is told to leave (arch/x86/kvm/x86.c,
+/// `handle_emulation_failure`): the program gets the exception, and the guest lives on.
+fn in_user_space(vcpu: &Attached<'_>) -> Result<bool, GuestStop> {
+    let state = vcpu.state().map_err(|error| GuestStop::Stuck(error.to_string()))?;
+    Ok(state.sregs.ss.dpl == 3)
 }
 
 /// Answers a hypercall: only here are registers read, so that other exits cost no more.

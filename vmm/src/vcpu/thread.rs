@@ -36,6 +36,10 @@ const STACK: usize = 256 << 10;
 /// of its buffer (KVM's PIO buffer is one page), so 65,536 units end long before this.
 const DRAIN_LIMIT: usize = 1 << 17;
 
+/// How often in a row an instruction that KVM cannot emulate is tried again. Twice decide: the first time, a page that it needs may
+/// be open again; the second, it is carried out where all pages are.
+const NOT_EMULATED_LIMIT: u32 = 2;
+
 /// Why a vCPU cannot run on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GuestStop {
@@ -254,26 +258,29 @@ fn running(
     shared: &Shared,
     counters: &ExitCounters,
 ) -> Result<(), GuestStop> {
+    let mut not_emulated = 0;
     while !shared.rendezvous.requested() {
         shared.traps.enter(id);
         let exit = vcpu.run();
         shared.traps.leave(id);
         let exit = exit.map_err(|error| kvm_run_failed(&error))?;
         counters.count(exit.kind());
+        not_emulated = match exit {
+            VmExit::NotEmulated { .. } => not_emulated + 1,
+            VmExit::Interrupted => not_emulated,
+            _ => 0,
+        };
+        let again = (1..=NOT_EMULATED_LIMIT).contains(&not_emulated);
         match exit {
             VmExit::Interrupted => {}
+            VmExit::NotEmulated { .. } if again => {
+                let after = shared.traps.not_emulated(id, vcpu, counters)?;
+                go_on(id, vcpu, shared, counters, after)?;
+            }
             VmExit::Tombstone => serve_tombstone(id, vcpu, shared, counters)?,
             VmExit::Trapped => {
-                if let After::Serve { guest_steps } = shared.traps.trapped(id, vcpu, counters)? {
-                    let exit = vcpu.last_exit();
-                    // KVM lets a guest's own step end silently behind a write to a device, trapped or not.
-                    let silent = matches!(exit, VmExit::MmioWrite { .. } | VmExit::PortOut { .. });
-                    let served = serve(id, vcpu, &shared.bus, &shared.traps)?;
-                    if guest_steps || served == Served::GuestStep {
-                        drain(id, vcpu, shared, counters)?;
-                        shared.traps.guest_step(vcpu, served == Served::GuestStep || !silent)?;
-                    }
-                }
+                let after = shared.traps.trapped(id, vcpu, counters)?;
+                go_on(id, vcpu, shared, counters, after)?;
             }
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
             _ => {
@@ -283,6 +290,29 @@ fn running(
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Serves what is left of a trapped access.
+fn go_on(
+    id: u8,
+    vcpu: &mut Attached<'_>,
+    shared: &Shared,
+    counters: &ExitCounters,
+    after: After,
+) -> Result<(), GuestStop> {
+    let After::Serve { guest_steps } = after else { return Ok(()) };
+    let exit = vcpu.last_exit();
+    let is_done = !matches!(exit, VmExit::NotEmulated { .. });
+    // KVM lets a guest's own step end silently behind a write to a device, trapped or not.
+    let silent = matches!(exit, VmExit::MmioWrite { .. } | VmExit::PortOut { .. });
+    let served = serve(id, vcpu, &shared.bus, &shared.traps)?;
+    if guest_steps || served == Served::GuestStep {
+        if is_done {
+            drain(id, vcpu, shared, counters)?;
+        }
+        shared.traps.guest_step(vcpu, is_done && (served == Served::GuestStep || !silent))?;
     }
     Ok(())
 }
@@ -298,7 +328,8 @@ fn drain(id: u8, vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounte
         let exit = exit.map_err(|error| kvm_run_failed(&error))?;
         match exit {
             VmExit::Interrupted if guest_step => return shared.traps.guest_step(vcpu, true),
-            VmExit::Interrupted => return Ok(()),
+            // It will be tried again when the guest runs on.
+            VmExit::Interrupted | VmExit::NotEmulated { .. } => return Ok(()),
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
             exit => counters.count(exit.kind()),
         }

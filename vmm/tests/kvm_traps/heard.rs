@@ -95,6 +95,11 @@ impl Heard {
         self.0.lock().unwrap().images[&page].clone()
     }
 
+    /// How much was told since it was last taken.
+    pub(crate) fn len(&self) -> usize {
+        self.0.lock().unwrap().told.len()
+    }
+
     /// Takes what was told so far.
     pub(crate) fn take(&self) -> Vec<Told> {
         std::mem::take(&mut self.0.lock().unwrap().told)

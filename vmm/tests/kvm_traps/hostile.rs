@@ -4,12 +4,13 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use lucos_vmm::boot::BOOT_PAGE_TABLES;
 use lucos_vmm::config::Trapping;
-use lucos_vmm::vcpu::GuestStop;
+use lucos_vmm::vcpu::{ExitKind, GuestStop};
 use update_server::addr::Gpa;
 use update_server::watch::{Access, By, Watched};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::heard::{Heard, bytes};
+use crate::sharing::word;
 use crate::tiny::{DATA, Program, Vcpus, multiprocessor, uniprocessor, wait_until};
 use crate::{PATIENCE, WAYS};
 
@@ -101,9 +102,9 @@ fn an_instruction_that_changes_writes_nowhere_else() {
     }
 }
 
-/// vCPU 0 writes through a window that vCPU 1 moves from one range of memory to another all the time.
-fn remapping() -> Program {
-    multiprocessor(|a| {
+/// vCPU 0 writes through a window that vCPU 1 moves from one of these addresses to the other all the time.
+fn remapping(ranges: [u64; 2]) -> Program {
+    multiprocessor(move |a| {
         let (mut writer, mut again, mut change) = (a.create_label(), a.create_label(), a.create_label());
         // The third directory maps 2 to 3 GiB.
         let entry = BOOT_PAGE_TABLES + 0x1000 * (2 + (WINDOW >> 30)) + ((WINDOW >> 21) & 511) * 8;
@@ -112,7 +113,7 @@ fn remapping() -> Program {
         a.jz(writer)?;
         a.mov(rbx, entry)?;
         a.set_label(&mut change)?;
-        for range in RANGES {
+        for range in ranges {
             a.mov(rax, range | 0x83)?;
             a.mov(qword_ptr(rbx), rax)?;
             for _ in 0..20 {
@@ -135,7 +136,7 @@ fn remapping() -> Program {
 #[test]
 fn a_mapping_that_changes_leads_nowhere_else() {
     for way in WAYS {
-        let vcpus = Vcpus::start_as(&remapping(), 2, &[], way);
+        let vcpus = Vcpus::start_as(&remapping(RANGES), 2, &[], way);
         let heard = Heard::of(&vcpus);
         let pages = RANGES.map(|range| range + 0x1000);
         heard.watch(&vcpus, &pages, Access::Writes);
@@ -160,6 +161,68 @@ fn a_mapping_that_changes_leads_nowhere_else() {
             let strange = (range..).zip(&all).find(|(at, byte)| **byte != 0 && !allowed(*at));
             assert_eq!(strange, None, "{way}");
         }
+    }
+}
+
+/// KVM's emulator begins with a device and finds a watched page.
+#[test]
+fn a_mapping_between_a_device_and_a_watched_page_stops_nobody() {
+    for way in WAYS {
+        // There is nothing where the window is at first, either.
+        let vcpus = Vcpus::start_as(&remapping([WINDOW, RANGES[0]]), 2, &[], way);
+        let heard = Heard::of(&vcpus);
+        let page = RANGES[0] + 0x1000;
+        heard.watch(&vcpus, &[page], Access::Writes);
+        vcpus.set_word(GO, 1);
+        let failed = || vcpus.threads.counters()[0].get(ExitKind::NotEmulated);
+        wait_until(PATIENCE, "KVM's emulator to fail three times", || {
+            vcpus.check();
+            failed() >= 3
+        });
+        let (rounds, told) = (vcpus.word(ROUNDS), heard.len());
+        wait_until(PATIENCE, "it to go on", || {
+            vcpus.check();
+            vcpus.word(ROUNDS) > rounds + 10 && heard.len() > told + 10
+        });
+        vcpus.threads.set_access(&[Gpa(page)], None).unwrap();
+        heard.check(true);
+        eprintln!("{way}: {} failures in {} rounds", failed(), vcpus.word(ROUNDS));
+        // Each of those that found the page has counted up by one.
+        let told = heard.take();
+        let counted = told.iter().filter(|told| told.at == page + 0x18);
+        for told in counted {
+            assert_eq!(word(&told.after), word(&told.before) + 1, "{way}");
+        }
+    }
+}
+
+#[test]
+fn code_that_talks_to_a_device_may_be_watched_meanwhile() {
+    for (way, rounds) in [(Trapping::SecondView, 200), (Trapping::HoldAll, 50)] {
+        let program = uniprocessor(|a| {
+            let mut again = a.create_label();
+            a.mov(rbx, WINDOW)?;
+            a.set_label(&mut again)?;
+            a.mov(dword_ptr(rbx), eax)?;
+            a.mov(eax, dword_ptr(rbx))?;
+            a.inc(qword_ptr(ROUNDS))?;
+            a.jmp(again)
+        });
+        let vcpus = Vcpus::start_as(&program, 1, &[], way);
+        let heard = Heard::of(&vcpus);
+        vcpus.threads.pause().unwrap();
+        let page = Gpa(vcpus.threads.snapshots().unwrap()[0].rip & !0xfff);
+        vcpus.threads.resume();
+        for _ in 0..rounds {
+            vcpus.threads.set_access(&[page], Some(Access::All)).unwrap();
+            std::thread::yield_now();
+            vcpus.threads.set_access(&[page], None).unwrap();
+            vcpus.check();
+        }
+        let before = vcpus.word(ROUNDS);
+        wait_until(PATIENCE, "it to go on", || vcpus.word(ROUNDS) > before);
+        let failed = vcpus.threads.counters()[0].get(ExitKind::NotEmulated);
+        eprintln!("{way}: {} accesses, {failed} times KVM's emulator failed", heard.take().len());
     }
 }
 
