@@ -59,7 +59,7 @@ impl Ground {
     /// `kvm_apic_accept_events`).
     pub(super) fn enter(
         &mut self,
-        vcpu: &Attached<'_>,
+        vcpu: &mut Attached<'_>,
         plan: Plan<'_>,
         pages: &ArmedPages,
     ) -> io::Result<bool> {
@@ -82,10 +82,11 @@ impl Ground {
                     }
                     closed.retain(|page| plan.close.contains(&Gpa(*page)));
                 }
+                // As of now, and nothing else is done before the entry: another vCPU may send an INIT at any time.
                 let events = events(vcpu.fd())?;
                 let begins_anew = events.smi.latched_init != 0;
                 if !begins_anew {
-                    set_system_management(vcpu.fd(), events, true)?;
+                    vcpu.set_events_on_entry(&with_system_management(events, true))?;
                 }
                 Ok(!begins_anew)
             }
@@ -129,9 +130,16 @@ impl Ground {
     }
 
     /// Takes the vCPU away from there. What cannot be closed again is reported; the vCPU has left in any case.
-    pub(super) fn leave(&mut self, vcpu: &Attached<'_>, pages: &ArmedPages) -> io::Result<()> {
+    pub(super) fn leave(&mut self, vcpu: &mut Attached<'_>, pages: &ArmedPages) -> io::Result<()> {
         match self {
-            Self::SecondView { .. } => set_system_management(vcpu.fd(), events(vcpu.fd())?, false),
+            Self::SecondView { .. } => {
+                vcpu.take_back_events();
+                let events = vcpu.events()?;
+                if events.smi.smm == 0 {
+                    return Ok(());
+                }
+                vcpu.set_events(&with_system_management(events, false))
+            }
             Self::AllHeld { doors, changed } => {
                 let again = changed.iter().try_for_each(|&page| {
                     let access = pages.pages.get(&page).map(|armed| armed.access);
@@ -186,11 +194,11 @@ fn events(fd: &VcpuFd) -> io::Result<kvm_vcpu_events> {
 }
 
 /// KVM uses its second address space for a vCPU whose system management flag is set (KVM api.rst 4.35). The flag can be set without
-/// anything else that comes with that mode (KVM api.rst 4.32, `KVM_SET_VCPU_EVENTS`). `events` were read just before: with the flag
+/// anything else that comes with that mode (KVM api.rst 4.32, `KVM_SET_VCPU_EVENTS`). `events` are of right before: with the flag
 /// goes whether an INIT is pending, and one that comes in between is lost; so is a start-up that comes during the step.
-fn set_system_management(fd: &VcpuFd, mut events: kvm_vcpu_events, on: bool) -> io::Result<()> {
+fn with_system_management(mut events: kvm_vcpu_events, on: bool) -> kvm_vcpu_events {
     // Nothing else is written back: an NMI may have come meanwhile.
     events.flags = KVM_VCPUEVENT_VALID_SMM;
     events.smi.smm = u8::from(on);
-    fd.set_vcpu_events(&events).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    events
 }

@@ -71,28 +71,28 @@ impl Trip<'_> {
         pages: &ArmedPages,
         alarm: &Alarm,
     ) -> io::Result<Ended> {
+        let mut control = KVM_GUESTDBG_ENABLE;
+        if self.blocks_interrupts {
+            control |= KVM_GUESTDBG_BLOCKIRQ;
+        }
+        if self.steps {
+            control |= KVM_GUESTDBG_SINGLESTEP;
+        }
+        debug(vcpu, control)?;
         let ended = ground.enter(vcpu, self.plan, pages).and_then(|entered| {
             if !entered {
                 return Ok(Ended::Before);
             }
             // Other vCPUs are out by now: only the step counts.
             alarm.begin(self.vcpu);
-            let mut control = KVM_GUESTDBG_ENABLE;
-            if self.blocks_interrupts {
-                control |= KVM_GUESTDBG_BLOCKIRQ;
-            }
-            if self.steps {
-                control |= KVM_GUESTDBG_SINGLESTEP;
-            }
-            debug(vcpu, control)?;
-            let ended = self.run(vcpu, ground, pages, alarm);
-            debug(vcpu, 0)?;
-            ended
+            self.run(vcpu, ground, pages, alarm)
         });
         let left = ground.leave(vcpu, pages);
+        let still = debug(vcpu, 0);
         alarm.end();
         let ended = ended?;
         left?;
+        still?;
         Ok(ended)
     }
 
@@ -134,9 +134,7 @@ impl Trip<'_> {
                 // Whoever wants the vCPU out has said so where it will be looked for after the step.
                 VmExit::Interrupted => {}
                 VmExit::Trapped => {
-                    let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
-                    let events = vcpu.fd().get_vcpu_events().map_err(failed)?;
-                    let injected = frame::injected(&events).is_some();
+                    let injected = frame::injected(&vcpu.events()?).is_some();
                     let regs = vcpu.general_registers()?;
                     let before = &self.state.regs;
                     let moved = (regs.rip, regs.rsp) != (before.rip, before.rsp);
@@ -154,7 +152,10 @@ impl Trip<'_> {
                     opened += 1;
                     ground.open_all(pages)?;
                 }
-                VmExit::Shutdown | VmExit::InternalError { .. } | VmExit::FailEntry { .. } => {
+                VmExit::Shutdown
+                | VmExit::NotEmulated { .. }
+                | VmExit::InternalError { .. }
+                | VmExit::FailEntry { .. } => {
                     return Ok(Ended::Outside);
                 }
                 _ if self.steps => return Ok(Ended::Outside),
