@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
-    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_X86_USER_SPACE_MSR, KVM_GUESTDBG_BLOCKIRQ, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_msi, kvm_pit_config,
-    kvm_userspace_memory_region,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_X86_USER_SPACE_MSR,
+    KVM_GUESTDBG_BLOCKIRQ, KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY,
+    kvm_enable_cap, kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 
@@ -52,7 +52,7 @@ pub struct GuestVm {
     ram: GuestRam,
     address_spaces: u32,
     sync_regs: bool,
-    leaves_unemulated: bool,
+    leaves_unemulated: AtomicBool,
     traps: AtomicBool,
 }
 
@@ -72,14 +72,7 @@ impl GuestVm {
         let address_spaces =
             u32::try_from(fd.check_extension_raw(CAP_MULTI_ADDRESS_SPACE)).unwrap_or(0).max(1);
         let sync_regs = fd.check_extension(Cap::SyncRegs);
-        // Otherwise KVM raises an exception before it says so, or says nothing (KVM api.rst 7.29).
-        let leave = kvm_enable_cap {
-            cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE,
-            args: [1, 0, 0, 0],
-            ..kvm_enable_cap::default()
-        };
-        let leaves_unemulated = fd.enable_cap(&leave).is_ok();
-        let traps = AtomicBool::new(false);
+        let (leaves_unemulated, traps) = <(AtomicBool, AtomicBool)>::default();
         let vm = Self { fd, ram, address_spaces, sync_regs, leaves_unemulated, traps };
         for (slot, region) in (0..).zip(vm.ram.regions()) {
             let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
@@ -140,7 +133,17 @@ impl GuestVm {
 
     /// Whether a vCPU leaves the guest at an instruction that KVM cannot emulate, without any exception.
     pub fn leaves_unemulated(&self) -> bool {
-        self.leaves_unemulated
+        self.leaves_unemulated.load(Ordering::Relaxed)
+    }
+
+    /// Makes it so, where KVM can. Otherwise KVM raises an exception before it says so, or says nothing (KVM api.rst 7.29).
+    pub fn leave_unemulated(&self) {
+        let leave = kvm_enable_cap {
+            cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+            args: [1, 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        self.leaves_unemulated.store(self.fd.enable_cap(&leave).is_ok(), Ordering::Relaxed);
     }
 
     /// Whether guest memory is protected anywhere, so that a vCPU's whole state is asked for at each of its exits.

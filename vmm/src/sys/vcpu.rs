@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
-    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION, KVM_RUN_X86_SMM, KVM_SYNC_X86_EVENTS,
-    KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events,
+    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION, KVM_RUN_X86_SMM,
+    KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_regs, kvm_run, kvm_sregs,
+    kvm_vcpu_events,
 };
 use kvm_ioctls::{Error as KvmErrno, SyncReg, VcpuFd};
 use update_server::x86::stub;
@@ -21,6 +22,9 @@ use crate::vcpu::{TOMBSTONE_PORT, VmExit};
 
 /// The port that stubs write to.
 const STUBS: u16 = stub::PORT as u16;
+
+/// The vector of an undefined instruction (Intel SDM vol. 3A, 6.15).
+const UNDEFINED: u8 = 6;
 
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs; null in every other thread.
@@ -292,10 +296,16 @@ impl Attached<'_> {
         self.vcpu.fd.set_regs(regs).map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }
 
+    /// Lets the guest see that its processor does not have the next instruction.
+    pub fn raise_undefined(&mut self) -> io::Result<()> {
+        self.raise(UNDEFINED)
+    }
+
     /// Raises an exception without an error code, before the next instruction.
     pub fn raise(&mut self, vector: u8) -> io::Result<()> {
         self.change_events(|events| {
-            (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, vector, 0);
+            (events.exception.injected, events.exception.nr, events.exception.has_error_code) =
+                (1, vector, 0);
         })
     }
 

@@ -18,9 +18,8 @@ use crate::sys::vcpu::{Attached, VcpuState};
 const DR6_BS: u64 = 1 << 14;
 /// DR6.B0 to B3: one of a breakpoint.
 const DR6_HIT: u64 = 0xf;
-/// The vectors of a debug exception and of an undefined instruction.
+/// The vector of a debug exception.
 const DEBUG: u8 = 1;
-const UNDEFINED: u8 = 6;
 /// Where IRETQ finds the flags, from the top of the stack.
 const IRET_FLAGS: u64 = 16;
 
@@ -193,7 +192,7 @@ fn raise_debug_exception(vcpu: &mut Attached<'_>, conditions: u64) -> io::Result
 /// An instruction that the guest's processor does not have, where it is.
 pub(super) fn undefined(vcpu: &mut Attached<'_>, regs: &kvm_regs) -> io::Result<()> {
     vcpu.set_general_registers(regs)?;
-    vcpu.raise(UNDEFINED)
+    vcpu.raise_undefined()
 }
 
 /// Takes back the event that KVM remembers of an instruction that raises one by itself, and does not show: it was carried out here.

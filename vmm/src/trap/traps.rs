@@ -71,6 +71,8 @@ pub struct Traps {
     doors: Option<Arc<Doors>>,
     /// Whether doors are to be passed: while anything is watched.
     pub(super) passing: AtomicBool,
+    /// Whether anything was ever watched.
+    pub(super) ever: AtomicBool,
     pub(super) blocks_interrupts: bool,
 }
 
@@ -103,6 +105,9 @@ impl Traps {
             Ok(()) => ground,
             Err(error) => Err(format!("where KVM itself writes cannot be told: {error}")),
         };
+        if ground.is_ok() {
+            vm.leave_unemulated();
+        }
         let alarm =
             Alarm::start(kicks).map_err(|source| KvmError { call: "a thread that watches steps", source })?;
         Ok(Self {
@@ -121,8 +126,16 @@ impl Traps {
             alarm,
             doors,
             passing: AtomicBool::new(false),
+            ever: AtomicBool::new(false),
             blocks_interrupts,
         })
+    }
+
+    /// Has vCPUs leave their state at each exit, from the next entry on; [`Traps::set_access`] decides whether it stays so. What an
+    /// instruction was in the middle of before that KVM would have to take back when it fails, and does not
+    /// (arch/x86/kvm/x86.c, `__get_regs`): so this comes before the pause in which all are completed.
+    pub(crate) fn expect(&self) {
+        self.vm.set_traps(true);
     }
 
     /// The guest's RAM.
@@ -228,8 +241,14 @@ impl Traps {
         vcpu: &mut Attached<'_>,
         exits: &ExitCounters,
     ) -> Result<After, GuestStop> {
-        // If it was a page that is watched no longer, it is enough to try again.
-        if self.passing.load(Ordering::SeqCst) { self.trapped(id, vcpu, exits) } else { Ok(After::GoOn) }
+        if self.passing.load(Ordering::SeqCst) {
+            self.trapped(id, vcpu, exits)
+        } else if self.ever.load(Ordering::SeqCst) {
+            // If it was a page that is watched no longer, it is enough to try again.
+            Ok(After::GoOn)
+        } else {
+            Ok(After::Serve { guest_steps: false })
+        }
     }
 
     /// Lets a guest go on to step through its own code behind an instruction that was completed outside of our step; `raise`: with
@@ -318,10 +337,10 @@ impl Traps {
     /// Does what the first page and the last one bring with them.
     pub(super) fn settle(&self, order: &mut Order) {
         let any = !order.pages.pages.is_empty();
+        self.vm.set_traps(any);
         if any == self.passing.load(Ordering::Relaxed) {
             return;
         }
-        self.vm.set_traps(any);
         if let Some(quiet) = &order.quiet
             && let Err(error) = quiet.hold(any)
         {
@@ -329,6 +348,7 @@ impl Traps {
             tracing::warn!("KVM_SET_GUEST_DEBUG of a vCPU that never runs: {error}");
         }
         self.passing.store(any, Ordering::SeqCst);
+        self.ever.store(true, Ordering::SeqCst);
         self.alarm.watch(any);
         order.pages.ram.0.regions().for_each(|region| region.marks().watch_any(any));
         if !any

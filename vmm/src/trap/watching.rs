@@ -29,8 +29,11 @@ impl Traps {
         // What was in vain may not be any more.
         order.in_vain.fill((0, 0));
         if let Some(access) = access {
-            order.check(&pages, tables)?;
-            return self.begin(&mut order, &pages, access);
+            let begun = order.check(&pages, tables).and_then(|()| self.begin(&mut order, &pages, access));
+            if begun.is_err() {
+                self.settle(&mut order);
+            }
+            return begun;
         }
         let done = self.stop(&mut order, &pages);
         let freed: BTreeSet<u64> =

@@ -62,8 +62,8 @@ pub enum VmExit<'a> {
     },
     /// A triple fault (Intel SDM vol. 3A, 6.15, "double fault").
     Shutdown,
-    /// KVM cannot emulate an instruction that needs it, or could not for a page that was protected when it came there. Nothing of the
-    /// instruction is to be seen but what it may have read from a device.
+    /// KVM cannot emulate an instruction that needs it, or could not for a page that was protected when it came there. It is
+    /// in front of the instruction, which may have read from a device.
     NotEmulated {
         /// What KVM adds, as far as it is valid.
         data: Vec<u64>,

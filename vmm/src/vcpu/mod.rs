@@ -10,6 +10,7 @@ mod serving;
 mod snapshot;
 mod thread;
 mod tombstones;
+mod unemulated;
 mod watched;
 
 pub use cpuid::CpuModel;

@@ -20,8 +20,6 @@ use crate::update::StubExits;
 
 /// RFLAGS.TF (Intel SDM vol. 1, 3.4.3).
 const TF: u64 = 1 << 8;
-/// The vector of an undefined instruction.
-const UNDEFINED: u8 = 6;
 
 /// Where exits go: the two address spaces of a PC, and hypercalls.
 #[derive(Debug)]
@@ -123,8 +121,8 @@ pub(super) fn serve(
         traps.emulated(id, regs.rip, vcpu.last_exit());
         return Ok(if writes && regs.rflags & TF != 0 { Served::GuestStep } else { Served::Done });
     }
-    if matches!(vcpu.last_exit(), VmExit::NotEmulated { .. }) && in_user_space(vcpu)? {
-        vcpu.raise(UNDEFINED).map_err(|error| GuestStop::Stuck(error.to_string()))?;
+    if matches!(vcpu.last_exit(), VmExit::NotEmulated { .. }) && ends_a_program(vcpu)? {
+        vcpu.raise_undefined().map_err(|error| GuestStop::Stuck(error.to_string()))?;
         return Ok(Served::Done);
     }
     match vcpu.last_exit() {
@@ -138,11 +136,12 @@ pub(super) fn serve(
     Ok(Served::Done)
 }
 
-/// What KVM does itself about an instruction of user space that it cannot emulate, unless it is told to leave (arch/x86/kvm/x86.c,
-/// `handle_emulation_failure`): the program gets the exception, and the guest lives on.
-fn in_user_space(vcpu: &Attached<'_>) -> Result<bool, GuestStop> {
+/// Whether an instruction that KVM cannot emulate is a program's. KVM would give that the exception, and let the guest live on, if it
+/// were not told to leave (arch/x86/kvm/x86.c, `handle_emulation_failure`). One that gets an exception already is not helped by
+/// another: KVM did not even come to its instruction.
+fn ends_a_program(vcpu: &Attached<'_>) -> Result<bool, GuestStop> {
     let state = vcpu.state().map_err(|error| GuestStop::Stuck(error.to_string()))?;
-    Ok(state.sregs.ss.dpl == 3)
+    Ok(state.sregs.ss.dpl != 0 && state.events.exception.injected == 0)
 }
 
 /// Answers a hypercall: only here are registers read, so that other exits cost no more.

@@ -24,6 +24,7 @@ use super::pause::{PauseError, Rendezvous};
 use super::serving::{PortsAndMemory, Served, read_nothing, serve};
 use super::snapshot::snapshot;
 use super::tombstones::Met;
+use super::unemulated::Unemulated;
 use super::{msr, regs};
 use crate::boot::BootEntry;
 use crate::sys::kvm::{GuestVm, KvmError};
@@ -35,10 +36,6 @@ const STACK: usize = 256 << 10;
 /// Further exits of one instruction while its I/O is completed: a string instruction leaves once for each page
 /// of its buffer (KVM's PIO buffer is one page), so 65,536 units end long before this.
 const DRAIN_LIMIT: usize = 1 << 17;
-
-/// How often in a row an instruction that KVM cannot emulate is tried again. Twice decide: the first time, a page that it needs may
-/// be open again; the second, it is carried out where all pages are.
-const NOT_EMULATED_LIMIT: u32 = 2;
 
 /// Why a vCPU cannot run on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -258,23 +255,21 @@ fn running(
     shared: &Shared,
     counters: &ExitCounters,
 ) -> Result<(), GuestStop> {
-    let mut not_emulated = 0;
+    let mut unemulated = Unemulated::default();
     while !shared.rendezvous.requested() {
         shared.traps.enter(id);
         let exit = vcpu.run();
         shared.traps.leave(id);
         let exit = exit.map_err(|error| kvm_run_failed(&error))?;
         counters.count(exit.kind());
-        not_emulated = match exit {
-            VmExit::NotEmulated { .. } => not_emulated + 1,
-            VmExit::Interrupted => not_emulated,
-            _ => 0,
-        };
-        let again = (1..=NOT_EMULATED_LIMIT).contains(&not_emulated);
         match exit {
             VmExit::Interrupted => {}
-            VmExit::NotEmulated { .. } if again => {
-                let after = shared.traps.not_emulated(id, vcpu, counters)?;
+            VmExit::NotEmulated { .. } => {
+                let after = if unemulated.may_try_again(rip(vcpu)?) {
+                    shared.traps.not_emulated(id, vcpu, counters)?
+                } else {
+                    After::Serve { guest_steps: false }
+                };
                 go_on(id, vcpu, shared, counters, after)?;
             }
             VmExit::Tombstone => serve_tombstone(id, vcpu, shared, counters)?,
@@ -285,8 +280,8 @@ fn running(
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
             _ => {
                 if serve(id, vcpu, &shared.bus, &shared.traps)? == Served::GuestStep {
-                    drain(id, vcpu, shared, counters)?;
-                    shared.traps.guest_step(vcpu, true)?;
+                    let done = drain(id, vcpu, shared, counters)?;
+                    shared.traps.guest_step(vcpu, done)?;
                 }
             }
         }
@@ -304,21 +299,30 @@ fn go_on(
 ) -> Result<(), GuestStop> {
     let After::Serve { guest_steps } = after else { return Ok(()) };
     let exit = vcpu.last_exit();
-    let is_done = !matches!(exit, VmExit::NotEmulated { .. });
+    let begun = !matches!(exit, VmExit::NotEmulated { .. });
     // KVM lets a guest's own step end silently behind a write to a device, trapped or not.
     let silent = matches!(exit, VmExit::MmioWrite { .. } | VmExit::PortOut { .. });
     let served = serve(id, vcpu, &shared.bus, &shared.traps)?;
     if guest_steps || served == Served::GuestStep {
-        if is_done {
-            drain(id, vcpu, shared, counters)?;
-        }
-        shared.traps.guest_step(vcpu, is_done && (served == Served::GuestStep || !silent))?;
+        let done = begun && drain(id, vcpu, shared, counters)?;
+        shared.traps.guest_step(vcpu, done && (served == Served::GuestStep || !silent))?;
     }
     Ok(())
 }
 
-/// Completes the I/O of the last exit, so that the registers are those after its instruction.
-fn drain(id: u8, vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounters) -> Result<(), GuestStop> {
+fn rip(vcpu: &Attached<'_>) -> Result<u64, GuestStop> {
+    let registers = vcpu.general_registers().map_err(|error| GuestStop::Stuck(error.to_string()))?;
+    Ok(registers.rip)
+}
+
+/// Completes the I/O of the last exit, so that the registers are those after its instruction; or in front of it, where KVM cannot
+/// emulate the rest. Returns whether it is done; otherwise it will be tried again when the guest runs on.
+fn drain(
+    id: u8,
+    vcpu: &mut Attached<'_>,
+    shared: &Shared,
+    counters: &ExitCounters,
+) -> Result<bool, GuestStop> {
     let mut guest_step = false;
     for _ in 0..DRAIN_LIMIT {
         // KVM writes to guest memory for it.
@@ -327,9 +331,16 @@ fn drain(id: u8, vcpu: &mut Attached<'_>, shared: &Shared, counters: &ExitCounte
         shared.traps.leave(id);
         let exit = exit.map_err(|error| kvm_run_failed(&error))?;
         match exit {
-            VmExit::Interrupted if guest_step => return shared.traps.guest_step(vcpu, true),
-            // It will be tried again when the guest runs on.
-            VmExit::Interrupted | VmExit::NotEmulated { .. } => return Ok(()),
+            VmExit::Interrupted => {
+                if guest_step {
+                    shared.traps.guest_step(vcpu, true)?;
+                }
+                return Ok(true);
+            }
+            VmExit::NotEmulated { .. } => {
+                counters.count(exit.kind());
+                return Ok(false);
+            }
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
             exit => counters.count(exit.kind()),
         }

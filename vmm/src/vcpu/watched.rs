@@ -42,6 +42,7 @@ impl VcpuThreads {
     /// Every page table that a vCPU uses, by its first byte. Stops the vCPUs for the moment that it takes to see where they begin.
     fn page_tables(&self) -> Result<HashSet<u64>, NotWatched> {
         let failed = |error: &dyn fmt::Display| NotWatched::Host(error.to_string());
+        self.traps().expect();
         self.pause().map_err(|error| failed(&error))?;
         let vcpus = self.snapshots();
         self.resume();

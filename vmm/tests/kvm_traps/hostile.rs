@@ -175,9 +175,9 @@ fn a_mapping_between_a_device_and_a_watched_page_stops_nobody() {
         heard.watch(&vcpus, &[page], Access::Writes);
         vcpus.set_word(GO, 1);
         let failed = || vcpus.threads.counters()[0].get(ExitKind::NotEmulated);
-        wait_until(PATIENCE, "KVM's emulator to fail three times", || {
+        wait_until(PATIENCE, "KVM's emulator to fail five times", || {
             vcpus.check();
-            failed() >= 3
+            failed() >= 5
         });
         let (rounds, told) = (vcpus.word(ROUNDS), heard.len());
         wait_until(PATIENCE, "it to go on", || {
