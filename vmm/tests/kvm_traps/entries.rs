@@ -20,7 +20,7 @@ const DONE: u64 = DATA + 8;
 const PERIOD: u64 = DATA + 0x18;
 const READY: u64 = DATA + 0x20;
 /// What handlers leave: how often each vector came, and a sum over where.
-const COUNTS: u64 = DATA + 0x200;
+pub(crate) const COUNTS: u64 = DATA + 0x200;
 const SUM: u64 = DATA + 0x100;
 /// The table of handlers, and what LIDT reads.
 const IDT: u64 = DATA + 0x2000;
@@ -37,7 +37,7 @@ const UNMAPPED: u64 = 4 << 30;
 type Assembled = Result<(), IcedError>;
 
 /// Puts `handler` behind `vector`; changes RAX.
-fn gate(a: &mut CodeAssembler, vector: u64, handler: CodeLabel) -> Assembled {
+pub(crate) fn gate(a: &mut CodeAssembler, vector: u64, handler: CodeLabel) -> Assembled {
     let at = IDT + vector * 16;
     a.lea(rax, ptr(handler))?;
     a.mov(word_ptr(at), ax)?;
@@ -51,7 +51,7 @@ fn gate(a: &mut CodeAssembler, vector: u64, handler: CodeLabel) -> Assembled {
     a.mov(dword_ptr(at + 12), 0)
 }
 
-fn load_idt(a: &mut CodeAssembler) -> Assembled {
+pub(crate) fn load_idt(a: &mut CodeAssembler) -> Assembled {
     a.mov(word_ptr(IDT_POINTER), 0xfff)?;
     a.mov(rax, IDT)?;
     a.mov(qword_ptr(IDT_POINTER + 2), rax)?;

@@ -4,26 +4,25 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use lucos_vmm::boot::BOOT_PAGE_TABLES;
 use lucos_vmm::config::Trapping;
-use lucos_vmm::vcpu::{ExitKind, GuestStop};
+use lucos_vmm::vcpu::GuestStop;
 use update_server::addr::Gpa;
 use update_server::watch::{Access, By, Watched};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::heard::{Heard, bytes};
-use crate::sharing::word;
 use crate::tiny::{DATA, Program, Vcpus, multiprocessor, uniprocessor, wait_until};
 use crate::{PATIENCE, WAYS};
 
-const GO: u64 = DATA;
-const ROUNDS: u64 = DATA + 8;
+pub(crate) const GO: u64 = DATA;
+pub(crate) const ROUNDS: u64 = DATA + 8;
 /// Watched pages, each with pages around it that nobody may write to.
 const ONE: u64 = DATA + 0x2_1000;
 const OTHER: u64 = DATA + 0x2_4000;
 const AROUND: u64 = DATA + 0x2_0000;
 const AROUND_LEN: usize = 0x6000;
 /// Through this, one of two ranges of 2 MiB is seen.
-const WINDOW: u64 = 0xa000_0000;
-const RANGES: [u64; 2] = [40 << 20, 42 << 20];
+pub(crate) const WINDOW: u64 = 0xa000_0000;
+pub(crate) const RANGES: [u64; 2] = [40 << 20, 42 << 20];
 
 fn wait_for_go(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut wait = a.create_label();
@@ -103,7 +102,7 @@ fn an_instruction_that_changes_writes_nowhere_else() {
 }
 
 /// vCPU 0 writes through a window that vCPU 1 moves from one of these addresses to the other all the time.
-fn remapping(ranges: [u64; 2]) -> Program {
+pub(crate) fn remapping(ranges: [u64; 2]) -> Program {
     multiprocessor(move |a| {
         let (mut writer, mut again, mut change) = (a.create_label(), a.create_label(), a.create_label());
         // The third directory maps 2 to 3 GiB.
@@ -161,68 +160,6 @@ fn a_mapping_that_changes_leads_nowhere_else() {
             let strange = (range..).zip(&all).find(|(at, byte)| **byte != 0 && !allowed(*at));
             assert_eq!(strange, None, "{way}");
         }
-    }
-}
-
-/// KVM's emulator begins with a device and finds a watched page.
-#[test]
-fn a_mapping_between_a_device_and_a_watched_page_stops_nobody() {
-    for way in WAYS {
-        // There is nothing where the window is at first, either.
-        let vcpus = Vcpus::start_as(&remapping([WINDOW, RANGES[0]]), 2, &[], way);
-        let heard = Heard::of(&vcpus);
-        let page = RANGES[0] + 0x1000;
-        heard.watch(&vcpus, &[page], Access::Writes);
-        vcpus.set_word(GO, 1);
-        let failed = || vcpus.threads.counters()[0].get(ExitKind::NotEmulated);
-        wait_until(PATIENCE, "KVM's emulator to fail five times", || {
-            vcpus.check();
-            failed() >= 5
-        });
-        let (rounds, told) = (vcpus.word(ROUNDS), heard.len());
-        wait_until(PATIENCE, "it to go on", || {
-            vcpus.check();
-            vcpus.word(ROUNDS) > rounds + 10 && heard.len() > told + 10
-        });
-        vcpus.threads.set_access(&[Gpa(page)], None).unwrap();
-        heard.check(true);
-        eprintln!("{way}: {} failures in {} rounds", failed(), vcpus.word(ROUNDS));
-        // Each of those that found the page has counted up by one.
-        let told = heard.take();
-        let counted = told.iter().filter(|told| told.at == page + 0x18);
-        for told in counted {
-            assert_eq!(word(&told.after), word(&told.before) + 1, "{way}");
-        }
-    }
-}
-
-#[test]
-fn code_that_talks_to_a_device_may_be_watched_meanwhile() {
-    for (way, rounds) in [(Trapping::SecondView, 200), (Trapping::HoldAll, 50)] {
-        let program = uniprocessor(|a| {
-            let mut again = a.create_label();
-            a.mov(rbx, WINDOW)?;
-            a.set_label(&mut again)?;
-            a.mov(dword_ptr(rbx), eax)?;
-            a.mov(eax, dword_ptr(rbx))?;
-            a.inc(qword_ptr(ROUNDS))?;
-            a.jmp(again)
-        });
-        let vcpus = Vcpus::start_as(&program, 1, &[], way);
-        let heard = Heard::of(&vcpus);
-        vcpus.threads.pause().unwrap();
-        let page = Gpa(vcpus.threads.snapshots().unwrap()[0].rip & !0xfff);
-        vcpus.threads.resume();
-        for _ in 0..rounds {
-            vcpus.threads.set_access(&[page], Some(Access::All)).unwrap();
-            std::thread::yield_now();
-            vcpus.threads.set_access(&[page], None).unwrap();
-            vcpus.check();
-        }
-        let before = vcpus.word(ROUNDS);
-        wait_until(PATIENCE, "it to go on", || vcpus.word(ROUNDS) > before);
-        let failed = vcpus.threads.counters()[0].get(ExitKind::NotEmulated);
-        eprintln!("{way}: {} accesses, {failed} times KVM's emulator failed", heard.take().len());
     }
 }
 

@@ -15,6 +15,7 @@ mod refused;
 mod sharing;
 #[path = "../tiny/mod.rs"]
 mod tiny;
+mod unemulated;
 
 use std::time::Duration;
 
