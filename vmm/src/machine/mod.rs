@@ -59,7 +59,7 @@ fn run_machine(
     updates: Option<Updates>,
     begin: impl FnOnce(&Arc<Controller>) -> io::Result<()>,
 ) -> Result<GuestExit, MachineError> {
-    crate::sys::vcpu::install_kick_handler()
+    crate::sys::kick::install_kick_handler()
         .map_err(MachineError::host("install the kick signal's handler"))?;
     let events = Events::new();
     let parts = Parts::open(spec)?;

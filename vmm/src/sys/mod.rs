@@ -4,6 +4,7 @@
 //! contract to itself, so that callers need none.
 #![allow(unsafe_code, reason = "this module is where the workspace keeps its unsafe blocks")]
 
+pub mod kick;
 pub mod kvm;
 mod mapping;
 mod memfd;

@@ -1,11 +1,10 @@
-//! One vCPU: entering the guest, reading why it left, and getting it out.
+//! One vCPU: entering the guest, and reading why it left.
 
-use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
@@ -15,8 +14,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Error as KvmErrno, SyncReg, VcpuFd};
 use update_server::x86::stub;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use super::kick::{IMMEDIATE_EXIT, Kick};
 use super::kvm::GuestVm;
 use crate::vcpu::{TOMBSTONE_PORT, VmExit};
 
@@ -25,52 +24,6 @@ const STUBS: u16 = stub::PORT as u16;
 
 /// The vector of an undefined instruction (Intel SDM vol. 3A, 6.15).
 const UNDEFINED: u8 = 6;
-
-thread_local! {
-    /// `immediate_exit` of the vCPU that this thread runs; null in every other thread.
-    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
-}
-
-/// The signal that gets a vCPU out of the guest: the first real-time signal, used by nothing else here.
-pub fn kick_signal() -> libc::c_int {
-    SIGRTMIN()
-}
-
-/// Makes [`kick_signal`] set `immediate_exit` of the vCPU whose thread it hits.
-///
-/// The handler, not the sender, sets the flag: wherever the signal lands between the thread's last look at
-/// its requests and `KVM_RUN`, the next `KVM_RUN` returns at once (KVM api.rst 5, `immediate_exit`).
-pub fn install_kick_handler() -> io::Result<()> {
-    extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-        let flag = IMMEDIATE_EXIT.with(Cell::get);
-        if !flag.is_null() {
-            // SAFETY: the pointer is set only while the `VcpuRun` that owns the mapping is attached to this
-            // very thread; a byte is written whole. Nothing here allocates or locks.
-            unsafe { flag.write_volatile(1) };
-        }
-    }
-    register_signal_handler(kick_signal(), on_kick)
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
-}
-
-/// Gets one vCPU out of the guest, from any thread.
-#[derive(Debug, Default)]
-pub struct Kick(Mutex<Option<libc::pthread_t>>);
-
-impl Kick {
-    /// Sends [`kick_signal`] to the thread that runs the vCPU, if one does.
-    pub fn send(&self) -> io::Result<()> {
-        let thread = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(thread) = *thread else { return Ok(()) };
-        // SAFETY: the thread is there: it takes itself out of here, under the lock, before it ends.
-        let error = unsafe { libc::pthread_kill(thread, kick_signal()) };
-        if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
-    }
-
-    fn set(&self, thread: Option<libc::pthread_t>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = thread;
-    }
-}
 
 /// A vCPU's registers, and what is about to be delivered to it.
 #[derive(Debug, Clone, Copy, Default)]

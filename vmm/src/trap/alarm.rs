@@ -11,7 +11,7 @@ use std::{io, thread};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::sys::vcpu::Kick;
+use crate::sys::kick::Kick;
 
 /// How long one step may take. An emulated host that is short of processors takes some milliseconds.
 pub(super) const LIMIT: Duration = Duration::from_secs(2);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::sys::vcpu::Kick;
+use crate::sys::kick::Kick;
 
 /// When a vCPU that is still inside is kicked again. No kick is lost; this bounds the harm of an unforeseen way to lose one.
 const AGAIN: Duration = Duration::from_millis(20);

@@ -23,6 +23,7 @@ mod handlers;
 mod hypervisor;
 mod in_place;
 mod look;
+mod order;
 mod proof;
 mod quiet;
 mod ram;

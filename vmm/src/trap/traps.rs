@@ -19,20 +19,18 @@ use super::handlers::Handlers;
 use super::hypervisor::{self, HypervisorPages};
 use super::in_place;
 use super::look::Look;
+use super::order::Order;
 use super::proof::Means;
 use super::quiet::QuietVcpu;
 use super::ram::Ram;
 use super::space::Space;
 use super::tally::Tally;
 use crate::memory::GuestMemory;
+use crate::sys::kick::Kick;
 use crate::sys::kvm::{GuestVm, KvmError};
-use crate::sys::vcpu::{Attached, Kick};
+use crate::sys::vcpu::Attached;
 use crate::sys::{PAGE, Protection};
 use crate::vcpu::{ExitCounters, GuestStop, VmExit};
-
-/// How often in a row a vCPU may come from one place without anything that can be done for it. Twice is usual: what it touched is no
-/// longer watched when it is looked at.
-const IN_VAIN: u32 = 64;
 
 /// What the vCPU's thread does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,22 +42,6 @@ pub enum After {
         /// Whether the guest steps through its own code: then the instruction is to be completed, and [`Traps::guest_step`] called.
         guest_steps: bool,
     },
-}
-
-/// What all vCPUs share, of which only one at a time does anything.
-pub(super) struct Order {
-    pub(super) pages: ArmedPages,
-    pub(super) ground: Result<Ground, String>,
-    pub(super) hypervisor: HypervisorPages,
-    /// Where steps keep interrupts away.
-    quiet: Option<QuietVcpu>,
-    /// Whether no vCPU will run any more.
-    pub(super) ended: bool,
-    pub(super) handlers: Handlers,
-    pub(super) decodings: Decodings,
-    pub(super) look: Look,
-    /// From where each vCPU came in vain, and how often.
-    pub(super) in_vain: Vec<(u64, u32)>,
 }
 
 /// The traps of one guest.
@@ -357,39 +339,6 @@ impl Traps {
         {
             tracing::error!("the second view cannot be opened again: {error}");
         }
-    }
-}
-
-impl Order {
-    fn look(&mut self, space: Option<&Space<'_>>, injected: Option<frame::Injected>) {
-        let Self { look, pages, decodings, .. } = self;
-        look.clear();
-        match (space, injected) {
-            (Some(space), None) => look.at_instruction(space, &pages.ram, decodings),
-            (Some(space), Some(event)) => {
-                frame::foresee(look, space, &pages.ram, event);
-            }
-            (None, _) => look.others = true,
-        }
-    }
-
-    /// Notes that nothing is known that a vCPU could have been trapped at: true when it may just try again, as what it touched may
-    /// not be watched any more; the second time everything is opened for it.
-    fn comes_in_vain(&mut self, id: u8, rip: u64) -> Result<bool, GuestStop> {
-        self.pages.tally.again += 1;
-        let (last, count) = &mut self.in_vain[usize::from(id)];
-        *count = if *last == rip { *count + 1 } else { 1 };
-        *last = rip;
-        if *count > IN_VAIN {
-            return Err(GuestStop::Stuck(
-                "memory that the host does not give it (KVM_RUN: EFAULT)".to_owned(),
-            ));
-        }
-        if *count > 1 {
-            self.look.others = true;
-            return Ok(false);
-        }
-        Ok(true)
     }
 }
 

@@ -9,7 +9,8 @@ use vm_memory::GuestMemoryRegion;
 
 use super::armed::Armed;
 use super::ground::{first, protection};
-use super::traps::{Order, Traps};
+use super::order::Order;
+use super::traps::Traps;
 use crate::sys::{HUGE_PAGE, PAGE, Protection};
 
 /// Most pages that are watched at once. Scattered, each takes two of the ranges of which a process may have 65,530

@@ -27,8 +27,9 @@ use super::tombstones::Met;
 use super::unemulated::Unemulated;
 use super::{msr, regs};
 use crate::boot::BootEntry;
+use crate::sys::kick::Kick;
 use crate::sys::kvm::{GuestVm, KvmError};
-use crate::sys::vcpu::{Attached, Kick, VcpuPeer, VcpuRun};
+use crate::sys::vcpu::{Attached, VcpuPeer, VcpuRun};
 use crate::trap::{After, Means, Traps};
 
 /// Stack of a vCPU thread. Exit handlers neither recurse nor keep large buffers on the stack.

@@ -18,8 +18,9 @@ use super::program::{
 use crate::boot::{self, BootEntry, CODE_SELECTOR};
 use crate::config::CpuProfile;
 use crate::memory::GuestRam;
+use crate::sys::kick::install_kick_handler;
 use crate::sys::kvm::GuestVm;
-use crate::sys::vcpu::{VcpuRun, install_kick_handler};
+use crate::sys::vcpu::VcpuRun;
 use crate::trap::{After, Traps};
 use crate::vcpu::{CpuModel, ExitCounters, VmExit, set_boot_state};
 
