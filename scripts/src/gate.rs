@@ -6,11 +6,12 @@
 //! | here, with Debian's kernels at hand | tests that read kernel images (`images_*.rs`) |
 //! | AMD host, one session | tests of the VMM on tiny guests (`vmm/tests/kvm_*.rs`), then the system tests |
 //! | another one beside it, in the gate, where it is emulated | half of the system tests |
-//! | Intel host, beside all that | the system tests that an interpreter gets through |
+//! | Intel host, beside all that | the system tests that an interpreter gets through; in the full run, what it can of the tests of traps |
 //! | AMD hosts with another kernel or five-level paging, behind the Intel host (`--full`) | the same as on the first one; what needs five levels |
 //!
 //! A test that has to skip itself here, for want of a right or a device, is given a second try on the AMD host.
 
+mod bochs;
 mod counts;
 mod deadline;
 mod fuzzing;
@@ -166,8 +167,11 @@ fn everything(extent: Extent, only: &Only, deadline: Deadline) -> Result<Report>
         // Bochs is slow and uses one processor: it starts first, and everything else runs beside it.
         let more = if extent == Extent::Full { inputs::holes()? } else { Vec::new() };
         let for_intel = [small.clone(), more].concat();
-        let sessions: Vec<Session> =
-            extent.host_kernels().iter().map(|&kernel| intel(&for_intel, kernel, extent, only)).collect();
+        let sessions: Vec<Session> = extent
+            .host_kernels()
+            .iter()
+            .map(|&kernel| intel(&for_intel, kernel, &programs, extent, only))
+            .collect();
         let intel = scope.spawn(move || -> Result<Vec<Suite>> {
             let suites = sessions.into_iter().map(|session| attend(&session, Show::Never, extent, deadline));
             Ok(suites.collect::<Result<Vec<_>>>()?.concat())
@@ -355,10 +359,19 @@ fn five_levels(images: &[Image], only: &Only) -> Session {
     only.of(Session { place: "AMD host, five-level paging".to_owned(), spec, steps })
 }
 
-fn intel(images: &[Image], kernel: Option<Series>, extent: Extent, only: &Only) -> Session {
+fn intel(
+    images: &[Image],
+    kernel: Option<Series>,
+    programs: &[TestProgram],
+    extent: Extent,
+    only: &Only,
+) -> Session {
     let spec = HostSpec { cpu: Some(Cpu::Intel), kernel, images: images.to_vec(), ..HostSpec::default() };
     let tier = if extent == Extent::Full { "intel-full" } else { "intel" };
-    let steps = vec![system_tests(tier, None)];
+    let mut steps = vec![system_tests(tier, None)];
+    if extent == Extent::Full {
+        steps.extend(bochs::traps(programs));
+    }
     only.of(Session { place: name(&spec), spec, steps })
 }
 

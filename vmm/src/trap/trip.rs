@@ -14,8 +14,9 @@ use super::in_place::{RF, TF};
 use crate::sys::vcpu::{Attached, VcpuState};
 use crate::vcpu::{ExitCounters, VmExit};
 
-/// How often a step that has changed nothing is begun again. Bochs ends a step before the instruction when that has to be translated
-/// anew; an instruction that jumps to itself changes nothing, either.
+/// How often a step that has changed nothing is begun again: Bochs 2.7 notes a step before the instruction is carried out, and when
+/// that leaves the guest keeps the note for the next entry, where a processor forgets it (Intel SDM vol. 3C, "Saving Non-Register
+/// State"). An instruction that jumps to itself changes nothing, either.
 const AGAIN: usize = 8;
 /// How often everything is opened in one step: a second time something may have been closed meanwhile.
 const OPENED: usize = 2;
