@@ -189,3 +189,45 @@ fn a_guest_in_system_management_mode_ends() {
     assert!(matches!(stop, GuestStop::SystemManagementMode), "{stop:?}");
     assert!(heard.take().len() >= 50);
 }
+
+/// The second processor sends an SMI to the first, which does nothing but be trapped.
+#[test]
+fn a_system_management_interrupt_in_the_middle_of_a_step_ends_it() {
+    const COMMAND: u32 = 0xfee0_0300;
+    for way in WAYS {
+        let program = multiprocessor(|a| {
+            let (mut writer, mut again, mut wait) = (a.create_label(), a.create_label(), a.create_label());
+            wait_for_go(a)?;
+            a.test(edi, edi)?;
+            a.jz(writer)?;
+            a.set_label(&mut wait)?;
+            a.pause()?;
+            a.cmp(qword_ptr(ROUNDS), 50)?;
+            a.jb(wait)?;
+            a.mov(ebx, COMMAND)?;
+            // To all but the sender (Intel SDM vol. 3A, 11.6.1).
+            a.mov(dword_ptr(rbx), 0xc_4200)?;
+            a.mov(qword_ptr(GO + 16), 1)?;
+            a.hlt()?;
+            a.set_label(&mut writer)?;
+            a.mov(rdi, ONE)?;
+            a.set_label(&mut again)?;
+            a.lock().inc(qword_ptr(rdi))?;
+            a.lock().inc(qword_ptr(rdi))?;
+            a.lock().inc(qword_ptr(rdi))?;
+            a.inc(qword_ptr(ROUNDS))?;
+            a.jmp(again)
+        });
+        let vcpus = Vcpus::start_as(&program, 2, &[], way);
+        let heard = Heard::of(&vcpus);
+        heard.watch(&vcpus, &[ONE], Access::Writes);
+        vcpus.set_word(GO, 1);
+        wait_until(PATIENCE, "the end", || !vcpus.stops().is_empty());
+        assert_eq!(vcpus.stops(), [(0, GuestStop::SystemManagementMode)], "{way}");
+        vcpus.threads.traps().end();
+        heard.check(false);
+        let told = heard.take();
+        assert!(told.len() >= 150, "{way}: {} accesses", told.len());
+        assert_eq!(vcpus.word(ONE), told.len() as u64, "{way}");
+    }
+}
