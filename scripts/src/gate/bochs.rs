@@ -14,11 +14,15 @@ const TRAPS: &str = "kvm_traps";
 const LINGERS: &str =
     "a step that leaves the guest in the middle is followed by a stray debug exception in Bochs";
 
+/// Seen with several vCPUs while others are held or pages begin to be watched; what the host waits for is not known.
+const STANDS_STILL: &str = "the host that Bochs is stands still in it";
+
 /// What it does not, and why.
-const LEFT_OUT: [(&str, &str); 4] = [
+const LEFT_OUT: [(&str, &str); 5] = [
     ("classes::all_accesses_are_exact", LINGERS),
     ("entries::exceptions_are_as_without_a_trap", LINGERS),
-    ("endings::a_vcpu_that_is_started_anew_meanwhile_goes_on", "Bochs stands still in it, with all held"),
+    ("endings::a_vcpu_that_is_started_anew_meanwhile_goes_on", STANDS_STILL),
+    ("sharing::watching_begins_and_ends_under_writers", STANDS_STILL),
     ("fuzz::instructions_at_random_do_what_they_do_untrapped", "an interpreter needs hours for it"),
 ];
 
@@ -55,7 +59,7 @@ mod tests {
         let run =
             Command::new("sh").args(["-c", &step.command]).env("LUCOS_BIN", "/nowhere").output().unwrap();
         let said = String::from_utf8(run.stdout).unwrap();
-        assert!(said.starts_with("left out, 4 tests:\n  classes::all") && !run.status.success(), "{said}");
+        assert!(said.starts_with("left out, 5 tests:\n  classes::all") && !run.status.success(), "{said}");
         for (test, _) in LEFT_OUT {
             assert!(step.command.contains(&format!("--skip {test}")));
         }
