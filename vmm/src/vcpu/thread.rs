@@ -263,48 +263,44 @@ fn running(
         shared.traps.leave(id);
         let exit = exit.map_err(|error| kvm_run_failed(&error))?;
         counters.count(exit.kind());
-        match exit {
-            VmExit::Interrupted => {}
+        let after = match exit {
+            VmExit::Interrupted => After::GoOn,
             VmExit::NotEmulated { .. } => {
-                let after = if unemulated.may_try_again(rip(vcpu)?) {
+                if unemulated.may_try_again(rip(vcpu)?) {
                     shared.traps.not_emulated(id, vcpu, counters)?
                 } else {
                     After::Serve { guest_steps: false }
-                };
-                go_on(id, vcpu, shared, counters, after)?;
-            }
-            VmExit::Tombstone => serve_tombstone(id, vcpu, shared, counters)?,
-            VmExit::Trapped => {
-                let after = shared.traps.trapped(id, vcpu, counters)?;
-                go_on(id, vcpu, shared, counters, after)?;
-            }
-            VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
-            _ => {
-                if serve(id, vcpu, &shared.bus, &shared.traps)? == Served::GuestStep {
-                    let done = drain(id, vcpu, shared, counters)?;
-                    shared.traps.guest_step(vcpu, done)?;
                 }
             }
+            VmExit::Tombstone => {
+                serve_tombstone(id, vcpu, shared, counters)?;
+                After::GoOn
+            }
+            VmExit::Trapped => shared.traps.trapped(id, vcpu, counters)?,
+            VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
+            _ => After::Serve { guest_steps: false },
+        };
+        if let After::Serve { guest_steps } = after {
+            serve_to_its_end(id, vcpu, shared, counters, guest_steps)?;
         }
     }
     Ok(())
 }
 
-/// Serves what is left of a trapped access.
-fn go_on(
+/// Serves the last exit. A guest that steps through its own code hears of the instruction when that is complete.
+fn serve_to_its_end(
     id: u8,
     vcpu: &mut Attached<'_>,
     shared: &Shared,
     counters: &ExitCounters,
-    after: After,
+    guest_steps: bool,
 ) -> Result<(), GuestStop> {
-    let After::Serve { guest_steps } = after else { return Ok(()) };
-    let exit = vcpu.last_exit();
-    let begun = !matches!(exit, VmExit::NotEmulated { .. });
-    // KVM lets a guest's own step end silently behind a write to a device, trapped or not.
-    let silent = matches!(exit, VmExit::MmioWrite { .. } | VmExit::PortOut { .. });
     let served = serve(id, vcpu, &shared.bus, &shared.traps)?;
     if guest_steps || served == Served::GuestStep {
+        let exit = vcpu.last_exit();
+        let begun = !matches!(exit, VmExit::NotEmulated { .. });
+        // KVM lets a guest's own step end silently behind a write to a device, trapped or not.
+        let silent = matches!(exit, VmExit::MmioWrite { .. } | VmExit::PortOut { .. });
         let done = begun && drain(id, vcpu, shared, counters)?;
         shared.traps.guest_step(vcpu, done && (served == Served::GuestStep || !silent))?;
     }

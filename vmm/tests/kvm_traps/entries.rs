@@ -14,7 +14,7 @@ use crate::tiny::{DATA, Program, Vcpus, multiprocessor, uniprocessor, wait_until
 use crate::{PATIENCE, WAYS};
 
 /// The host says when, the program how far.
-const GO: u64 = DATA;
+pub(crate) const GO: u64 = DATA;
 const DONE: u64 = DATA + 8;
 /// Ticks of the timer between two interrupts.
 const PERIOD: u64 = DATA + 0x18;

@@ -1,6 +1,5 @@
 //! A guest that changes what an access is while it is carried out.
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use lucos_vmm::boot::BOOT_PAGE_TABLES;
 use lucos_vmm::config::Trapping;
@@ -9,28 +8,22 @@ use update_server::addr::Gpa;
 use update_server::watch::{Access, By, Watched};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::entries::{GO, wait_for_go};
 use crate::heard::{Heard, bytes};
 use crate::tiny::{DATA, Program, Vcpus, multiprocessor, uniprocessor, wait_until};
 use crate::{PATIENCE, WAYS};
 
-pub(crate) const GO: u64 = DATA;
 pub(crate) const ROUNDS: u64 = DATA + 8;
 /// Watched pages, each with pages around it that nobody may write to.
 const ONE: u64 = DATA + 0x2_1000;
 const OTHER: u64 = DATA + 0x2_4000;
 const AROUND: u64 = DATA + 0x2_0000;
 const AROUND_LEN: usize = 0x6000;
+/// The command register of the local APIC, to which an SMI is written (Intel SDM vol. 3A, 11.6.1).
+const COMMAND: u32 = 0xfee0_0300;
 /// Through this, one of two ranges of 2 MiB is seen.
 pub(crate) const WINDOW: u64 = 0xa000_0000;
 pub(crate) const RANGES: [u64; 2] = [40 << 20, 42 << 20];
-
-fn wait_for_go(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut wait = a.create_label();
-    a.set_label(&mut wait)?;
-    a.pause()?;
-    a.cmp(qword_ptr(GO), 0)?;
-    a.je(wait)
-}
 
 /// vCPU 0 carries out an instruction that vCPU 1 changes all the time: to which page it writes, and how.
 fn rewriting() -> Program {
@@ -165,8 +158,6 @@ fn a_mapping_that_changes_leads_nowhere_else() {
 
 #[test]
 fn a_guest_in_system_management_mode_ends() {
-    // The command register of the local APIC: an SMI to itself (Intel SDM vol. 3A, 11.6.1).
-    const COMMAND: u32 = 0xfee0_0300;
     let program = uniprocessor(|a| {
         let mut again = a.create_label();
         wait_for_go(a)?;
@@ -177,6 +168,7 @@ fn a_guest_in_system_management_mode_ends() {
         a.lock().inc(dword_ptr(rdi))?;
         a.cmp(ecx, 50)?;
         a.jb(again)?;
+        // To itself.
         a.mov(dword_ptr(rbx), 0x4_4200)?;
         a.jmp(again)
     });
@@ -193,7 +185,6 @@ fn a_guest_in_system_management_mode_ends() {
 /// The second processor sends an SMI to the first, which does nothing but be trapped.
 #[test]
 fn a_system_management_interrupt_in_the_middle_of_a_step_ends_it() {
-    const COMMAND: u32 = 0xfee0_0300;
     for way in WAYS {
         let program = multiprocessor(|a| {
             let (mut writer, mut again, mut wait) = (a.create_label(), a.create_label(), a.create_label());
@@ -205,9 +196,8 @@ fn a_system_management_interrupt_in_the_middle_of_a_step_ends_it() {
             a.cmp(qword_ptr(ROUNDS), 50)?;
             a.jb(wait)?;
             a.mov(ebx, COMMAND)?;
-            // To all but the sender (Intel SDM vol. 3A, 11.6.1).
+            // To all but the sender.
             a.mov(dword_ptr(rbx), 0xc_4200)?;
-            a.mov(qword_ptr(GO + 16), 1)?;
             a.hlt()?;
             a.set_label(&mut writer)?;
             a.mov(rdi, ONE)?;

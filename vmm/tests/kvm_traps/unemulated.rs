@@ -8,9 +8,9 @@ use update_server::addr::Gpa;
 use update_server::watch::{Access, Watched};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::entries::{COUNTS, gate, load_idt, wait_for_go};
+use crate::entries::{COUNTS, GO, gate, load_idt, wait_for_go};
 use crate::heard::Heard;
-use crate::hostile::{GO, RANGES, ROUNDS, WINDOW, remapping};
+use crate::hostile::{RANGES, ROUNDS, WINDOW, remapping};
 use crate::sharing::word;
 use crate::tiny::{DATA, Program, Vcpus, uniprocessor, wait_until};
 use crate::{PATIENCE, WAYS};
