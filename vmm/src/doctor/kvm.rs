@@ -1,7 +1,5 @@
 //! What KVM says about itself, asked of a VM made for the purpose.
 
-use std::io;
-
 use kvm_bindings::{KVM_CAP_MULTI_ADDRESS_SPACE, KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
@@ -17,22 +15,21 @@ pub(super) fn observe() -> KvmState {
             // No device file, or one with no driver behind it.
             libc::ENOENT | libc::ENXIO | libc::ENODEV => KvmState::Missing,
             libc::EACCES | libc::EPERM => KvmState::Denied { group: group_of("/dev/kvm") },
-            errno => KvmState::Broken { error: io::Error::from_raw_os_error(errno).to_string() },
+            _ => KvmState::Broken { error: error.to_string() },
         },
     }
 }
 
 /// Lets a tiny guest be trapped.
 pub(super) fn traps() -> Result<Means, String> {
-    let kvm = Kvm::new().map_err(|error| io::Error::from_raw_os_error(error.errno()).to_string())?;
+    let kvm = Kvm::new().map_err(|error| error.to_string())?;
     Proof::of(&kvm, Trapping::Best).means()
 }
 
 fn vm(kvm: &Kvm) -> Result<VmFacts, VmError> {
-    let vm = kvm.create_vm().map_err(|error| VmError {
-        busy: error.errno() == libc::EBUSY,
-        error: io::Error::from_raw_os_error(error.errno()).to_string(),
-    })?;
+    let vm = kvm
+        .create_vm()
+        .map_err(|error| VmError { busy: error.errno() == libc::EBUSY, error: error.to_string() })?;
     let debug = number(vm.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into()));
     Ok(VmFacts {
         max_vcpus: number(vm.check_extension_int(Cap::MaxVcpus)),

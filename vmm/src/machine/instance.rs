@@ -51,8 +51,7 @@ pub(super) struct Parts {
 
 impl Parts {
     pub(super) fn open(spec: &MachineSpec) -> Result<Self, MachineError> {
-        let kvm = Kvm::new()
-            .map_err(|error| MachineError::NoKvm { source: io::Error::from_raw_os_error(error.errno()) })?;
+        let kvm = Kvm::new().map_err(|error| MachineError::NoKvm { source: error.into() })?;
         // One is made that never runs, for traps.
         let max = kvm.get_max_vcpus().saturating_sub(1);
         if usize::from(spec.cpus.get()) > max {

@@ -29,8 +29,7 @@ pub fn install_kick_handler() -> io::Result<()> {
             unsafe { flag.write_volatile(1) };
         }
     }
-    register_signal_handler(kick_signal(), on_kick)
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    Ok(register_signal_handler(kick_signal(), on_kick)?)
 }
 
 /// Gets one vCPU out of the guest, from any thread.

@@ -39,7 +39,7 @@ pub struct KvmError {
 impl KvmError {
     /// For `map_err` on a KVM call.
     pub fn of(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
-        move |error| Self { call, source: io::Error::from_raw_os_error(error.errno()) }
+        move |error| Self { call, source: error.into() }
     }
 }
 

@@ -65,8 +65,7 @@ impl VcpuRun {
         let copy = unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }.try_clone_to_owned()?;
         // SAFETY: `copy` is a descriptor of a vCPU of this machine that nobody else owns; the new object does.
         let fd = unsafe { self.vm.fd().create_vcpu_from_rawfd(copy.into_raw_fd()) };
-        let fd = fd.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-        Ok(VcpuPeer { fd, _vm: Arc::clone(&self.vm) })
+        Ok(VcpuPeer { fd: fd?, _vm: Arc::clone(&self.vm) })
     }
 
     /// The machine.
@@ -197,7 +196,7 @@ impl Attached<'_> {
         let fd = &self.vcpu.fd;
         let read =
             || Ok(VcpuState { regs: fd.get_regs()?, sregs: fd.get_sregs()?, events: fd.get_vcpu_events()? });
-        read().map_err(|error: KvmErrno| io::Error::from_raw_os_error(error.errno()))
+        read().map_err(|error: KvmErrno| error.into())
     }
 
     /// The general registers at the last exit.
@@ -205,7 +204,7 @@ impl Attached<'_> {
         if self.left & KVM_SYNC_X86_REGS != 0 {
             return Ok(self.vcpu.fd.sync_regs().regs);
         }
-        self.vcpu.fd.get_regs().map_err(|error| io::Error::from_raw_os_error(error.errno()))
+        Ok(self.vcpu.fd.get_regs()?)
     }
 
     /// What is about to be delivered: as of the last exit, if KVM has left it then.
@@ -213,7 +212,7 @@ impl Attached<'_> {
         if self.left & KVM_SYNC_X86_EVENTS != 0 {
             return Ok(self.vcpu.fd.sync_regs().events);
         }
-        self.vcpu.fd.get_vcpu_events().map_err(|error| io::Error::from_raw_os_error(error.errno()))
+        Ok(self.vcpu.fd.get_vcpu_events()?)
     }
 
     /// Puts them where KVM takes them from on the next entry, before it does anything else.
@@ -236,7 +235,7 @@ impl Attached<'_> {
     /// Sets them at once.
     pub fn set_events(&mut self, events: &kvm_vcpu_events) -> io::Result<()> {
         self.left &= !KVM_SYNC_X86_EVENTS;
-        self.vcpu.fd.set_vcpu_events(events).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+        Ok(self.vcpu.fd.set_vcpu_events(events)?)
     }
 
     /// Puts the general registers where the guest gets them on the next entry; before that, nobody else sees them.
@@ -246,7 +245,7 @@ impl Attached<'_> {
             self.vcpu.fd.set_sync_dirty_reg(SyncReg::Register);
             return Ok(());
         }
-        self.vcpu.fd.set_regs(regs).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+        Ok(self.vcpu.fd.set_regs(regs)?)
     }
 
     /// Lets the guest see that its processor does not have the next instruction.
@@ -264,9 +263,8 @@ impl Attached<'_> {
 
     /// Changes what is about to be delivered.
     pub fn change_events(&mut self, change: impl FnOnce(&mut kvm_vcpu_events)) -> io::Result<()> {
-        let failed = |error: KvmErrno| io::Error::from_raw_os_error(error.errno());
         // As of now: an NMI may have come since the last exit.
-        let mut events = self.vcpu.fd.get_vcpu_events().map_err(failed)?;
+        let mut events = self.vcpu.fd.get_vcpu_events()?;
         // What is optional is not written back.
         events.flags = 0;
         change(&mut events);

@@ -57,17 +57,17 @@ impl ArmedPages {
         &self.watcher
     }
 
-    /// Tells that `len` bytes from `at` on, all in one page, were read or written. Returns whether they are others than before.
-    pub(super) fn tell(&mut self, at: Gpa, len: usize, kind: Kind, by: By) -> bool {
-        let Some(page) = self.pages.get_mut(&page_of(at).0) else { return false };
+    /// Tells that `len` bytes from `at` on, all in one page, were read or written.
+    pub(super) fn tell(&mut self, at: Gpa, len: usize, kind: Kind, by: By) {
+        let Some(page) = self.pages.get_mut(&page_of(at).0) else { return };
         if kind == Kind::Read && page.access != Access::All {
-            return false;
+            return;
         }
         let from = usize::try_from(at.0 % PAGE as u64).unwrap_or(0);
-        let Some(told) = page.told.get_mut(from..from + len) else { return false };
+        let Some(told) = page.told.get_mut(from..from + len) else { return };
         let now = &mut self.now[..len];
         if self.ram.read(at, now).is_err() {
-            return false;
+            return;
         }
         if kind == Kind::Read && *told != *now {
             // A device has written meanwhile; its marks bring that.
@@ -75,9 +75,7 @@ impl ArmedPages {
         }
         self.tally.accesses += 1;
         self.watcher.accessed(&Accessed { at, kind, by, before: told, after: now });
-        let changed = *told != *now;
         told.copy_from_slice(now);
-        changed
     }
 
     /// Tells of whatever is different in the page from what was told; says whether anything is.

@@ -7,6 +7,7 @@ use iced_x86::{
     Mnemonic, OpAccess, OpKind, Register, UsedMemory,
 };
 
+use super::in_place::Plain;
 use super::space::Space;
 
 /// The longest instruction (Intel SDM vol. 2A, 2.3.11).
@@ -47,6 +48,8 @@ pub(super) struct Decoded {
     pub(super) others: bool,
     /// The register that says which bit from the operand's address on is meant, near or far: of BT and its like.
     pub(super) bit: Option<Register>,
+    /// How it can be carried out on behalf of the vCPU, if at all.
+    pub(super) plain: Option<Plain>,
     /// Whether it enters a handler of the guest by itself: INT n and its like.
     pub(super) interrupts: bool,
     /// Whether it pushes the flags, which carry a trap flag that is not the guest's while it is carried out alone.
@@ -168,7 +171,8 @@ fn decode(factory: &mut InstructionInfoFactory, rip: u64, bytes: &[u8], bits: u3
     let by_register = tests_bit && instruction.op1_kind() == OpKind::Register;
     let bit = by_register.then(|| instruction.op1_register());
     let interrupts = instruction.flow_control() == FlowControl::Interrupt;
-    Some(Decoded { instruction, operands, others, bit, interrupts, pushes_flags, gateway })
+    let plain = Plain::of(&instruction);
+    Some(Decoded { instruction, operands, others, bit, plain, interrupts, pushes_flags, gateway })
 }
 
 /// Whether it accesses memory that none of its operands names: descriptors, whose "accessed" bit the processor sets, the stack of

@@ -133,10 +133,11 @@ pub(super) fn partly(look: &Look, pages: &mut ArmedPages, by: By) {
 /// Returns whether all pages were compared.
 fn tell(look: &Look, pages: &mut ArmedPages, by: By, strayed: bool) -> bool {
     for part in &look.parts {
-        match part.kind {
-            Kind::Write if !part.exact => pages.compare_part(part.at, part.len, by),
-            kind => pages.tell(part.at, part.len, kind, by),
-        };
+        if part.kind == Kind::Write && !part.exact {
+            pages.compare_part(part.at, part.len, by);
+        } else {
+            pages.tell(part.at, part.len, part.kind, by);
+        }
     }
     let all = look.others || strayed;
     if all {
@@ -182,10 +183,9 @@ pub(super) fn guest_step(vcpu: &mut Attached<'_>, raise: bool) -> io::Result<()>
 
 /// The exception that a guest waits for which steps through its own code, or has a breakpoint.
 fn raise_debug_exception(vcpu: &mut Attached<'_>, conditions: u64) -> io::Result<()> {
-    let failed = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
-    let mut registers = vcpu.fd().get_debug_regs().map_err(failed)?;
+    let mut registers = vcpu.fd().get_debug_regs()?;
     registers.dr6 |= conditions;
-    vcpu.fd().set_debug_regs(&registers).map_err(failed)?;
+    vcpu.fd().set_debug_regs(&registers)?;
     vcpu.raise(DEBUG)
 }
 

@@ -190,7 +190,7 @@ fn protect(
 }
 
 fn events(fd: &VcpuFd) -> io::Result<kvm_vcpu_events> {
-    fd.get_vcpu_events().map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    Ok(fd.get_vcpu_events()?)
 }
 
 /// KVM uses its second address space for a vCPU whose system management flag is set (KVM api.rst 4.35). The flag can be set without

@@ -22,27 +22,52 @@ pub(super) const RF: u64 = 1 << 16;
 const IF: u64 = 1 << 9;
 const NT: u64 = 1 << 14;
 const VM: u64 = 1 << 17;
+/// The vector of INT3.
+const BREAKPOINT: u8 = 3;
 /// Bytes of the frame of an event without an error code.
 const FRAME: usize = 40;
 
+/// A kind of instruction that is carried out here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Plain {
+    /// MOV or MOVNTI from a register, or of an immediate.
+    Store,
+    Push,
+    /// A near call, of a place that does not stand in memory.
+    Call,
+    /// STOS.
+    Fill,
+    /// MOVS.
+    Copy,
+    /// INT n and INT3, which say by themselves what they do.
+    Interrupt,
+}
+
+impl Plain {
+    pub(super) fn of(instruction: &Instruction) -> Option<Self> {
+        match instruction.mnemonic() {
+            Mnemonic::Mov | Mnemonic::Movnti if instruction.op1_kind() != OpKind::Memory => Some(Self::Store),
+            Mnemonic::Push if instruction.op0_kind() != OpKind::Memory => Some(Self::Push),
+            Mnemonic::Call => match instruction.code() {
+                Code::Call_rel32_64 => Some(Self::Call),
+                Code::Call_rm64 if instruction.op0_kind() == OpKind::Register => Some(Self::Call),
+                _ => None,
+            },
+            Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => Some(Self::Fill),
+            Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
+                instruction.is_string_instruction().then_some(Self::Copy)
+            }
+            Mnemonic::Int3 | Mnemonic::Int => Some(Self::Interrupt),
+            _ => None,
+        }
+    }
+}
+
 /// Whether the instruction that was looked at is of a kind that is carried out here.
 pub(super) fn knows(look: &Look) -> bool {
-    let Some(decoded) = look.decoded.as_deref() else { return false };
-    let instruction = &decoded.instruction;
-    decoded.interrupts
-        || !look.others
-            && !instruction.has_lock_prefix()
-            && match instruction.mnemonic() {
-                Mnemonic::Mov | Mnemonic::Movnti => instruction.op1_kind() != OpKind::Memory,
-                Mnemonic::Push => instruction.op0_kind() != OpKind::Memory,
-                Mnemonic::Call | Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
-                    true
-                }
-                Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
-                    instruction.is_string_instruction()
-                }
-                _ => false,
-            }
+    let plain = look.decoded.as_deref().and_then(|decoded| decoded.plain);
+    // What else an interrupt accesses is looked at when it is carried out.
+    plain.is_some_and(|plain| plain == Plain::Interrupt || !look.others)
 }
 
 /// Carries out the instruction that was looked at and tells of it, or does nothing. Returns the registers behind it.
@@ -73,11 +98,8 @@ pub(super) fn carry_out(
 fn try_to(space: &Space<'_>, look: &mut Look, pages: &mut ArmedPages, by: By) -> Option<kvm_regs> {
     let decoded = look.decoded.clone()?;
     let instruction = &decoded.instruction;
-    if decoded.interrupts {
-        return interrupt(space, look, pages, by, instruction);
-    }
-    match instruction.mnemonic() {
-        Mnemonic::Mov | Mnemonic::Movnti => {
+    match decoded.plain? {
+        Plain::Store => {
             let value = match instruction.op1_kind() {
                 OpKind::Register => register(space.regs, instruction.op1_register())?,
                 _ => instruction.try_immediate(1).ok()?,
@@ -86,24 +108,21 @@ fn try_to(space: &Space<'_>, look: &mut Look, pages: &mut ArmedPages, by: By) ->
             after.rip = instruction.next_ip();
             store(space, look, pages, by, value).then_some(after)
         }
-        Mnemonic::Push => {
+        Plain::Push => {
             let value = match instruction.op0_kind() {
                 OpKind::Register => register(space.regs, instruction.op0_register())?,
                 _ => instruction.try_immediate(0).ok()?,
             };
             pushed(space, look, pages, by, value, instruction.next_ip())
         }
-        Mnemonic::Call => {
+        Plain::Call => {
             // An AMD processor takes this prefix for a call by 16 bits (AMD APM vol. 3, CALL); and there are shadow stacks.
             if look.code().contains(&0x66) || space.has_shadow_stacks() {
                 return None;
             }
-            let target = match instruction.code() {
-                Code::Call_rel32_64 => instruction.near_branch64(),
-                Code::Call_rm64 if instruction.op0_kind() == OpKind::Register => {
-                    register(space.regs, instruction.op0_register())?
-                }
-                _ => return None,
+            let target = match instruction.op0_kind() {
+                OpKind::Register => register(space.regs, instruction.op0_register())?,
+                _ => instruction.near_branch64(),
             };
             if !space.is_canonical(Gva(target)) {
                 return None;
@@ -112,14 +131,12 @@ fn try_to(space: &Space<'_>, look: &mut Look, pages: &mut ArmedPages, by: By) ->
             after.rip = target;
             Some(after)
         }
-        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
-            string(space, look, pages, by, instruction, None)
-        }
-        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
+        Plain::Fill => string(space, look, pages, by, instruction, None),
+        Plain::Copy => {
             let segment = space.value(instruction.memory_segment())?;
             string(space, look, pages, by, instruction, Some(segment.wrapping_add(space.regs.rsi)))
         }
-        _ => None,
+        Plain::Interrupt => interrupt(space, look, pages, by, instruction),
     }
 }
 
@@ -132,11 +149,7 @@ fn interrupt(
     by: By,
     instruction: &Instruction,
 ) -> Option<kvm_regs> {
-    let vector = match instruction.code() {
-        Code::Int3 => 3,
-        Code::Int_imm8 => instruction.immediate8(),
-        _ => return None,
-    };
+    let vector = if instruction.mnemonic() == Mnemonic::Int3 { BREAKPOINT } else { instruction.immediate8() };
     let mut foreseen = Look::default();
     let gate = frame::foresee(&mut foreseen, space, &pages.ram, Injected { vector, error_code: false })?;
     let bottom = foreseen.frame?;

@@ -27,6 +27,6 @@ impl QuietVcpu {
     pub(super) fn hold(&self, on: bool) -> io::Result<()> {
         let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_BLOCKIRQ } else { 0 };
         let debug = kvm_guest_debug { control, ..kvm_guest_debug::default() };
-        self.0.fd().set_guest_debug(&debug).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+        Ok(self.0.fd().set_guest_debug(&debug)?)
     }
 }

@@ -177,5 +177,5 @@ impl Trip<'_> {
 
 fn debug(vcpu: &Attached<'_>, control: u32) -> io::Result<()> {
     let debug = kvm_guest_debug { control, ..kvm_guest_debug::default() };
-    vcpu.fd().set_guest_debug(&debug).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    Ok(vcpu.fd().set_guest_debug(&debug)?)
 }

@@ -5,11 +5,11 @@ use std::io;
 
 use update_server::addr::Gpa;
 use update_server::watch::{Access, By, NotWatched, page_of};
-use vm_memory::GuestMemoryRegion;
 
 use super::armed::Armed;
 use super::ground::{first, protection};
 use super::order::Order;
+use super::ram::Ram;
 use super::traps::Traps;
 use crate::sys::{HUGE_PAGE, PAGE, Protection};
 
@@ -106,13 +106,8 @@ impl Traps {
 
     /// Gives the guest a huge page again where one was split, unless something in it is watched still.
     fn make_huge(&self, at: u64) {
-        let Some(region) = self.vm.ram().regions().find(|region| {
-            let start = GuestMemoryRegion::start_addr(*region).0;
-            (start..start + region.writable().len() as u64).contains(&at)
-        }) else {
-            return;
-        };
-        let offset = usize::try_from(at - GuestMemoryRegion::start_addr(region).0).unwrap_or(usize::MAX);
+        let ram = Ram(self.vm.ram().clone());
+        let Some((region, offset)) = ram.region(Gpa(at), HUGE_PAGE) else { return };
         if region.marks().watches_any_of(offset / PAGE, HUGE_PAGE / PAGE) {
             return;
         }

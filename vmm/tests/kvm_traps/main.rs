@@ -12,10 +12,12 @@ mod heard;
 mod hostile;
 mod proven;
 mod refused;
+mod shadows;
 mod sharing;
 #[path = "../tiny/mod.rs"]
 mod tiny;
 mod unemulated;
+mod untrapped;
 
 use std::time::Duration;
 

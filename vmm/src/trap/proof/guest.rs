@@ -67,7 +67,7 @@ impl Guest {
         set_boot_state(vcpu.fd(), entry).map_err(io::Error::other)?;
         let guest = Self { vm, vcpu };
         guest.load().map_err(io::Error::other)?;
-        guest.set_registers().map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        guest.set_registers()?;
         Ok(guest)
     }
 
