@@ -7,8 +7,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
+use lucos_vmm::config::Trapping;
 use lucos_vmm::vcpu::{ExitKind, Met};
 use tiny::{DATA, Program, Vcpus, uniprocessor};
+use update_server::addr::Gpa;
+use update_server::watch::{Access, Watched};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Words of the program's: where the tombstone is, whether to go there, and what it has found.
@@ -56,10 +59,25 @@ fn wait_for(what: &str, is_it: impl Fn() -> bool) {
 
 #[test]
 fn whoever_comes_to_one_goes_on_in_what_is_put_there() {
-    let vcpus = Vcpus::start(&program(), 1);
+    comes_and_goes_on(&Vcpus::start(&program(), 1), false);
+}
+
+/// The read that a tombstone is leaves the guest in the middle of a step then.
+#[test]
+fn so_does_one_whose_code_is_watched() {
+    for way in [Trapping::SecondView, Trapping::HoldAll] {
+        comes_and_goes_on(&Vcpus::start_as(&program(), 1, &[], way), true);
+    }
+}
+
+fn comes_and_goes_on(vcpus: &Vcpus, watched: bool) {
     wait_for("the program does not begin", || vcpus.word(PLACE) != 0);
     let place = vcpus.word(PLACE);
     let exits = || vcpus.threads.counters()[0].get(ExitKind::Tombstone);
+    let page = Gpa(place / 4096 * 4096);
+    if watched {
+        vcpus.threads.set_access(&[page], Some(Access::All)).unwrap();
+    }
     vcpus.tombstones.set(std::iter::once(place..place + TOMBSTONE.len() as u64));
     vcpus.set_word(GO, 1);
     wait_for("nobody comes", || !vcpus.met().is_empty());
@@ -81,5 +99,10 @@ fn whoever_comes_to_one_goes_on_in_what_is_put_there() {
     vcpus.threads.resume();
     wait_for("it does not go on", || vcpus.word(DONE) == 1);
     assert_eq!(vcpus.word(BEHIND), VALUE);
+    if watched {
+        let tally = vcpus.threads.traps().tally();
+        assert!(tally.unfinished >= PAUSES as u64 && tally.lost == 0 && tally.unseen == 0, "{tally:?}");
+        assert_eq!(vcpus.threads.traps().pages(), [page]);
+    }
     vcpus.check();
 }

@@ -20,7 +20,7 @@ const STANDS_STILL: &str = "the host that Bochs is stands still in it";
 /// What it does not, and why.
 const LEFT_OUT: [(&str, &str); 7] = [
     ("classes::all_accesses_are_exact", LINGERS),
-    ("entries::exceptions_are_as_without_a_trap", LINGERS),
+    ("exceptions::are_as_without_a_trap", LINGERS),
     ("unemulated::a_mapping_between_a_device_and_a_watched_page_stops_nobody", LINGERS),
     ("unemulated::code_that_talks_to_a_device_may_be_watched_meanwhile", LINGERS),
     ("endings::a_vcpu_that_is_started_anew_meanwhile_goes_on", STANDS_STILL),

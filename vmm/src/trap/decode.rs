@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions,
-    Mnemonic, OpAccess, OpKind, Register, UsedMemory,
+    Decoder, DecoderOptions, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess,
+    OpKind, Register, UsedMemory,
 };
 
 use super::in_place::Plain;
@@ -15,6 +15,8 @@ pub(super) const LONGEST: usize = 15;
 /// The most that XSAVE writes: its standard form with every component that a processor has today, AMX tiles among them (Intel SDM
 /// vol. 1, 13.4; CPUID leaf 0dh).
 const XSAVE_MOST: u32 = 11 << 10;
+/// RFLAGS.OF (Intel SDM vol. 1, 3.4.3).
+const OF: u64 = 1 << 11;
 /// How many decoded instructions are kept, as a power of two: those that come again and again in one guest's hot paths.
 const KEPT: usize = 1 << 10;
 
@@ -50,8 +52,8 @@ pub(super) struct Decoded {
     pub(super) bit: Option<Register>,
     /// How it can be carried out on behalf of the vCPU, if at all.
     pub(super) plain: Option<Plain>,
-    /// Whether it enters a handler of the guest by itself: INT n and its like.
-    pub(super) interrupts: bool,
+    /// The vector of INT n and its like.
+    vector: Option<u8>,
     /// Whether it pushes the flags, which carry a trap flag that is not the guest's while it is carried out alone.
     pub(super) pushes_flags: bool,
     pub(super) gateway: Option<Gateway>,
@@ -62,6 +64,12 @@ impl Decoded {
     pub(super) fn is_repeated(&self) -> bool {
         let prefix = self.instruction.has_rep_prefix() || self.instruction.has_repne_prefix();
         self.instruction.is_string_instruction() && prefix
+    }
+
+    /// The vector of the handler that it enters by itself: INT n and its like.
+    pub(super) fn raises(&self, space: &Space<'_>) -> Option<u8> {
+        let overflows = space.regs.rflags & OF != 0;
+        self.vector.filter(|_| self.instruction.mnemonic() != Mnemonic::Into || overflows)
     }
 
     /// How far from its address an operand of `len` bytes is: the words of its size that lie before the bit that is meant (Intel
@@ -170,9 +178,15 @@ fn decode(factory: &mut InstructionInfoFactory, rip: u64, bytes: &[u8], bits: u3
         matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
     let by_register = tests_bit && instruction.op1_kind() == OpKind::Register;
     let bit = by_register.then(|| instruction.op1_register());
-    let interrupts = instruction.flow_control() == FlowControl::Interrupt;
+    let vector = match instruction.mnemonic() {
+        Mnemonic::Int1 => Some(1),
+        Mnemonic::Int3 => Some(3),
+        Mnemonic::Into => Some(4),
+        Mnemonic::Int => Some(instruction.immediate8()),
+        _ => None,
+    };
     let plain = Plain::of(&instruction);
-    Some(Decoded { instruction, operands, others, bit, plain, interrupts, pushes_flags, gateway })
+    Some(Decoded { instruction, operands, others, bit, plain, vector, pushes_flags, gateway })
 }
 
 /// Whether it accesses memory that none of its operands names: descriptors, whose "accessed" bit the processor sets, the stack of
@@ -202,7 +216,6 @@ fn touches_more(instruction: &Instruction) -> bool {
         || instruction.is_call_far_indirect();
     loads_segment && instruction.mnemonic() != Mnemonic::Push
         || far
-        || instruction.flow_control() == FlowControl::Interrupt
         // A table that grows with what is registered there.
         || matches!(instruction.mnemonic(), Mnemonic::Enqcmd | Mnemonic::Enqcmds | Mnemonic::Senduipi)
 }
@@ -284,9 +297,7 @@ mod tests {
     #[test]
     fn what_touches_more_says_so() {
         assert!(operands(|a| a.mov(ds, eax)).1 && !operands(|a| a.mov(eax, ds)).1);
-        assert!(
-            operands(CodeAssembler::iretq).1 && operands(|a| a.int(3)).1 && operands(|a| a.enter(8, 0)).1
-        );
+        assert!(operands(CodeAssembler::iretq).1 && operands(|a| a.enter(8, 0)).1);
         assert!(!operands(|a| a.xsave(ptr(rdi))).1 && !operands(|a| a.push(fs)).1);
     }
 

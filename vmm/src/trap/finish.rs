@@ -109,15 +109,25 @@ pub(super) fn instruction(
 /// An event was delivered; the vCPU is in front of its handler.
 pub(super) fn delivery(look: &Look, pages: &mut ArmedPages, regs: &kvm_regs, by: By) {
     // Its stack tells whether it is the event that was foreseen: there may have been an exception on the way.
-    tell(look, pages, by, look.frame != Some(Gva(regs.rsp)));
+    if look.frame.is_some_and(|(bottom, _)| bottom == Gva(regs.rsp)) {
+        tell(look, pages, by, false);
+    } else {
+        tell_reads(look, pages, by);
+        pages.tally.compared += 1;
+        pages.compare_all(by);
+    }
 }
 
 /// It leaves for a device, with what it has read of memory, and goes on in the first view.
 pub(super) fn outside(look: &Look, pages: &mut ArmedPages, by: By) {
+    tell_reads(look, pages, by);
+    partly(look, pages, by);
+}
+
+pub(super) fn tell_reads(look: &Look, pages: &mut ArmedPages, by: By) {
     for part in look.parts.iter().filter(|part| part.kind == Kind::Read) {
         pages.tell(part.at, part.len, Kind::Read, by);
     }
-    partly(look, pages, by);
 }
 
 /// Something else came in the middle: what was written is told, and no more.

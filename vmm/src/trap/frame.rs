@@ -20,6 +20,8 @@ const FRAME: u64 = 40;
 /// Types of gates (Intel SDM vol. 3A, 6.14.1).
 const INTERRUPT_GATE: u8 = 0xe;
 const TRAP_GATE: u8 = 0xf;
+/// Type bit of a segment's descriptor (Intel SDM vol. 3A, 3.4.5.1).
+const SEGMENT_ACCESSED: u64 = 1 << 40;
 /// The vector of an NMI.
 const NMI: u8 = 2;
 
@@ -69,8 +71,10 @@ impl Gate {
     }
 }
 
-/// Adds to `look` what the delivery of `event` accesses. Returns its gate, if it has one.
-pub(super) fn foresee(look: &mut Look, space: &Space<'_>, ram: &Ram, event: Injected) -> Option<Gate> {
+/// Adds to `look` what the delivery of `event` accesses.
+pub(super) fn foresee(look: &mut Look, space: &Space<'_>, ram: &Ram, event: Injected) {
+    // What is pushed there as well is not known.
+    look.others |= space.has_shadow_stacks();
     let idt = &space.sregs.idt;
     let at = Gva(idt.base.wrapping_add(u64::from(event.vector) * GATE));
     look.add(space, ram, at, GATE, Kind::Read, true);
@@ -79,12 +83,16 @@ pub(super) fn foresee(look: &mut Look, space: &Space<'_>, ram: &Ram, event: Inje
     let found = within && look.read(space, ram, at, &mut gate);
     let Some(gate) = Gate::parse(gate).filter(|_| found) else {
         look.others = true;
-        return None;
+        return;
     };
-    // The code segment's descriptor, whose "accessed" bit may be set. Nobody has kernel code in a local table.
+    // The code segment's descriptor, whose "accessed" bit is set if it is not yet. Nobody has kernel code in a local table.
     look.others |= gate.selector & 4 != 0;
-    let descriptor = space.sregs.gdt.base.wrapping_add(u64::from(gate.selector & !7));
-    look.add(space, ram, Gva(descriptor), 8, Kind::Write, false);
+    let at = Gva(space.sregs.gdt.base.wrapping_add(u64::from(gate.selector & !7)));
+    let mut descriptor = [0; 8];
+    look.add(space, ram, at, 8, Kind::Read, true);
+    if !look.read(space, ram, at, &mut descriptor) || u64::from_le_bytes(descriptor) & SEGMENT_ACCESSED == 0 {
+        look.add(space, ram, at, 8, Kind::Write, false);
+    }
     let tss = space.sregs.tr.base;
     let slot = match (gate.stack, space.cpl) {
         (0, 0) => None,
@@ -97,15 +105,14 @@ pub(super) fn foresee(look: &mut Look, space: &Space<'_>, ram: &Ram, event: Inje
         look.add(space, ram, Gva(slot), 8, Kind::Read, true);
         if !look.read(space, ram, Gva(slot), &mut bytes) {
             look.others = true;
-            return None;
+            return;
         }
         top = u64::from_le_bytes(bytes);
     }
     let len = FRAME + if event.error_code { 8 } else { 0 };
     let bottom = Gva((top & !0xf).wrapping_sub(len));
     look.add(space, ram, bottom, len, Kind::Write, true);
-    look.frame = Some(bottom);
-    Some(gate)
+    look.frame = Some((bottom, gate));
 }
 
 #[cfg(test)]

@@ -114,16 +114,19 @@ impl Ground {
         }
     }
 
-    /// Opens everything, for a step that needs more than was known.
-    pub(super) fn open_all(&mut self, pages: &ArmedPages) -> io::Result<()> {
+    /// Opens everything but `keep`, for a step that needs more than was known.
+    pub(super) fn open_all(&mut self, pages: &ArmedPages, keep: &[Gpa]) -> io::Result<()> {
+        let keeps = |page: u64| keep.contains(&Gpa(page));
         match self {
             Self::SecondView { closed } => {
-                closed.iter().try_for_each(|&page| protect(&pages.ram, page, Protection::Open, second))?;
-                closed.clear();
+                let open = closed.iter().filter(|page| !keeps(**page));
+                open.into_iter().try_for_each(|&page| protect(&pages.ram, page, Protection::Open, second))?;
+                closed.retain(|page| keeps(*page));
             }
             Self::AllHeld { changed, .. } => {
                 changed.extend(pages.pages.keys());
-                changed.iter().try_for_each(|&page| protect(&pages.ram, page, Protection::Open, first))?;
+                let mut open = changed.iter().filter(|page| !keeps(**page));
+                open.try_for_each(|&page| protect(&pages.ram, page, Protection::Open, first))?;
             }
         }
         Ok(())

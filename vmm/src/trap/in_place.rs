@@ -9,7 +9,7 @@ use update_server::addr::{Gpa, Gva};
 use update_server::watch::{By, Kind, page_of};
 
 use super::armed::ArmedPages;
-use super::frame::{self, Injected};
+use super::finish::tell_reads;
 use super::look::Look;
 use super::space::{Space, general};
 use crate::sys::PAGE;
@@ -22,8 +22,6 @@ pub(super) const RF: u64 = 1 << 16;
 const IF: u64 = 1 << 9;
 const NT: u64 = 1 << 14;
 const VM: u64 = 1 << 17;
-/// The vector of INT3.
-const BREAKPOINT: u8 = 3;
 /// Bytes of the frame of an event without an error code.
 const FRAME: usize = 40;
 
@@ -65,9 +63,7 @@ impl Plain {
 
 /// Whether the instruction that was looked at is of a kind that is carried out here.
 pub(super) fn knows(look: &Look) -> bool {
-    let plain = look.decoded.as_deref().and_then(|decoded| decoded.plain);
-    // What else an interrupt accesses is looked at when it is carried out.
-    plain.is_some_and(|plain| plain == Plain::Interrupt || !look.others)
+    !look.others && look.decoded.as_deref().is_some_and(|decoded| decoded.plain.is_some())
 }
 
 /// Carries out the instruction that was looked at and tells of it, or does nothing. Returns the registers behind it.
@@ -149,15 +145,14 @@ fn interrupt(
     by: By,
     instruction: &Instruction,
 ) -> Option<kvm_regs> {
-    let vector = if instruction.mnemonic() == Mnemonic::Int3 { BREAKPOINT } else { instruction.immediate8() };
-    let mut foreseen = Look::default();
-    let gate = frame::foresee(&mut foreseen, space, &pages.ram, Injected { vector, error_code: false })?;
-    let bottom = foreseen.frame?;
-    let walk = foreseen.walk(space, &pages.ram, bottom)?;
+    let (bottom, gate) = look.frame?;
+    let walk = look.walk(space, &pages.ram, bottom)?;
     let within = bottom.0 % PAGE as u64 <= PAGE as u64 - FRAME as u64;
     let plain = space.cpl == 0 && gate.stack == 0 && gate.selector == space.sregs.cs.selector;
-    let plain = plain && space.is_canonical(gate.handler) && !space.has_shadow_stacks();
-    if !plain || !within || foreseen.others || !space.may_write(&walk, true) {
+    let plain = plain && space.is_canonical(gate.handler);
+    // What the processor would note of the segment is not noted here.
+    let notes = look.parts.iter().any(|part| part.kind == Kind::Write && !part.exact);
+    if !plain || !within || notes || !space.may_write(&walk, true) {
         return None;
     }
     let regs = space.regs;
@@ -172,7 +167,6 @@ fn interrupt(
     let at = walk.page.physical(bottom);
     pages.ram.slice(at, FRAME)?;
     tell_reads(look, pages, by);
-    tell_reads(&foreseen, pages, by);
     for (place, word) in (0..).zip(words) {
         pages.ram.store(Gpa(at.0 + place * 8), word, 8);
     }
@@ -236,12 +230,6 @@ fn pushed(
         return None;
     }
     Some(kvm_regs { rip, rsp: space.regs.rsp.wrapping_sub(8), ..*space.regs })
-}
-
-fn tell_reads(look: &Look, pages: &mut ArmedPages, by: By) {
-    for part in look.parts.iter().filter(|part| part.kind == Kind::Read) {
-        pages.tell(part.at, part.len, Kind::Read, by);
-    }
 }
 
 /// As many iterations of STOS, or with a `source` of MOVS, as stay in one page of each. The guest is entered again behind them, so

@@ -8,6 +8,7 @@ use update_server::kernel::paging::Walk;
 use update_server::watch::{Kind, PAGE_BYTES, by_page, page_of};
 
 use super::decode::{Decoded, Decodings, LONGEST};
+use super::frame::Gate;
 use super::ram::Ram;
 use super::space::Space;
 
@@ -32,8 +33,8 @@ pub(super) struct Look {
     pub(super) pages: Vec<Gpa>,
     /// Whether there may be more.
     pub(super) others: bool,
-    /// Where the frame of an event will be, by its lowest byte.
-    pub(super) frame: Option<Gva>,
+    /// Where the frame of an event will be, by its lowest byte, and the gate to its handler.
+    pub(super) frame: Option<(Gva, Gate)>,
     /// The instruction, if there is one.
     pub(super) decoded: Option<Arc<Decoded>>,
     /// The way to each page that will be accessed, by its linear address.

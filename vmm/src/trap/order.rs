@@ -37,7 +37,12 @@ impl Order {
         let Self { look, pages, decodings, .. } = self;
         look.clear();
         match (space, injected) {
-            (Some(space), None) => look.at_instruction(space, &pages.ram, decodings),
+            (Some(space), None) => {
+                look.at_instruction(space, &pages.ram, decodings);
+                if let Some(vector) = look.decoded.as_ref().and_then(|decoded| decoded.raises(space)) {
+                    frame::foresee(look, space, &pages.ram, frame::Injected { vector, error_code: false });
+                }
+            }
             (Some(space), Some(event)) => {
                 frame::foresee(look, space, &pages.ram, event);
             }

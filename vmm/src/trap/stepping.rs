@@ -43,8 +43,7 @@ impl Traps {
         let Order { pages, ground, handlers, look, .. } = order;
         let Ok(ground) = ground else { return Ok(After::GoOn) };
         let injected = frame::injected(&state.events);
-        let interrupts = look.decoded.as_ref().is_some_and(|decoded| decoded.interrupts);
-        let delivers = injected.is_some() || interrupts;
+        let delivers = injected.is_some() || raises(look, space);
         let gateway = look.decoded.as_ref().and_then(|decoded| decoded.gateway).filter(|_| !delivers);
         let mut close = match space {
             Some(space) if delivers => handlers.of(space, &pages.ram),
@@ -60,8 +59,10 @@ impl Traps {
             close.push(page_of(at));
         }
         let unknown = delivers && space.is_none();
+        // In a step the table of interrupts has to be closed, so that it ends where a fault would be delivered.
+        let stops = if stops.is_empty() { &close } else { &stops };
         if unknown || stops.iter().any(|page| look.pages.contains(page)) {
-            let why = "what comes behind the event cannot be closed, for it is needed to get there";
+            let why = "what comes behind it cannot be closed, for it is needed to get there";
             self.cannot_step(order, &Lost::Escaped { vcpu: id.into(), why: why.into() }, unknown);
             return Ok(After::GoOn);
         }
@@ -128,10 +129,10 @@ impl Traps {
         Ok(After::GoOn)
     }
 
-    /// Gives up the pages that a step would be for, or all of them.
+    /// Gives up the pages that a step would be for, or all of them: also where it is not known which they are.
     fn cannot_step(&self, order: &mut Order, why: &Lost, all: bool) {
         order.pages.compare_all(By::Unseen);
-        if all {
+        if all || order.look.parts.is_empty() {
             return self.lose_all(order, why);
         }
         let pages: Vec<Gpa> = order.look.parts.iter().map(|part| page_of(part.at)).collect();
@@ -153,6 +154,12 @@ impl Traps {
         look.at_instruction(space, ram, decodings);
         is_rsm(look)
     }
+}
+
+/// Whether the instruction enters a handler by itself.
+fn raises(look: &Look, space: Option<&Space<'_>>) -> bool {
+    let decoded = look.decoded.as_ref().zip(space);
+    decoded.is_some_and(|(decoded, space)| decoded.raises(space).is_some())
 }
 
 fn is_rsm(look: &Look) -> bool {

@@ -203,7 +203,7 @@ impl Traps {
         {
             let Order { look, pages, .. } = &mut *order;
             if let Some(regs) = in_place::carry_out(space, look, pages, by) {
-                if look.decoded.as_ref().is_some_and(|decoded| decoded.interrupts) {
+                if look.frame.is_some() {
                     finish::forget_soft_event(vcpu).map_err(|error| stuck(&error))?;
                 }
                 vcpu.set_general_registers(&regs).map_err(|error| stuck(&error))?;

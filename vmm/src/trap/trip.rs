@@ -112,6 +112,8 @@ impl Trip<'_> {
         alarm: &Alarm,
     ) -> io::Result<Ended> {
         let (mut again, mut opened, mut extended) = (0, 0, false);
+        // What a single step does not stop at is stopped at there.
+        let keep = if self.steps { &[] } else { self.plan.close };
         loop {
             let exit = vcpu.step()?;
             self.exits.count(exit.kind());
@@ -151,12 +153,12 @@ impl Trip<'_> {
                     }
                     // Something that is closed is needed by more than a handler.
                     opened += 1;
-                    ground.open_all(pages)?;
+                    ground.open_all(pages, keep)?;
                 }
                 // KVM's emulator may need a page that is closed, too.
                 VmExit::NotEmulated { .. } if opened < OPENED => {
                     opened += 1;
-                    ground.open_all(pages)?;
+                    ground.open_all(pages, keep)?;
                 }
                 VmExit::Shutdown
                 | VmExit::NotEmulated { .. }

@@ -127,7 +127,7 @@ pub(super) fn serve(
     }
     match vcpu.last_exit() {
         VmExit::Hypercall => serve_hypercall(vcpu, &bus.hypercalls)?,
-        // A further one of the same instruction is a string's.
+        // Nobody stays there, or it is a string's.
         VmExit::Tombstone => read_nothing(vcpu, bus),
         VmExit::Stub { value } => serve_stub(vcpu, bus, value)?,
         VmExit::MsrWrite { index, value } => traps.write_msr(id, vcpu, index, value),
@@ -152,7 +152,7 @@ fn serve_hypercall(vcpu: &mut Attached<'_>, port: &HypercallPort) -> Result<(), 
 }
 
 /// Answers a read of the port that tombstones name as the bus does.
-pub(super) fn read_nothing(vcpu: &mut Attached<'_>, bus: &PortsAndMemory) {
+fn read_nothing(vcpu: &mut Attached<'_>, bus: &PortsAndMemory) {
     let mut data = [0; 4];
     bus.ports.read(TOMBSTONE_PORT.into(), &mut data);
     vcpu.answer(u32::from_le_bytes(data));

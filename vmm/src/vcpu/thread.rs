@@ -21,7 +21,7 @@ use update_server::guest::Vcpu;
 use super::cpuid::CpuModel;
 use super::exit::{ExitKind, VmExit};
 use super::pause::{PauseError, Rendezvous};
-use super::serving::{PortsAndMemory, Served, read_nothing, serve};
+use super::serving::{PortsAndMemory, Served, serve};
 use super::snapshot::snapshot;
 use super::tombstones::Met;
 use super::unemulated::Unemulated;
@@ -272,10 +272,6 @@ fn running(
                     After::Serve { guest_steps: false }
                 }
             }
-            VmExit::Tombstone => {
-                serve_tombstone(id, vcpu, shared, counters)?;
-                After::GoOn
-            }
             VmExit::Trapped => shared.traps.trapped(id, vcpu, counters)?,
             VmExit::SystemManagement => return Err(GuestStop::SystemManagementMode),
             _ => After::Serve { guest_steps: false },
@@ -295,12 +291,15 @@ fn serve_to_its_end(
     counters: &ExitCounters,
     guest_steps: bool,
 ) -> Result<(), GuestStop> {
+    let exit = vcpu.last_exit();
+    let begun = !matches!(exit, VmExit::NotEmulated { .. });
+    // KVM lets a guest's own step end silently behind a write to a device, trapped or not.
+    let silent = matches!(exit, VmExit::MmioWrite { .. } | VmExit::PortOut { .. });
+    if matches!(exit, VmExit::Tombstone) && stays_at_tombstone(id, vcpu, shared, counters)? {
+        return if guest_steps { shared.traps.guest_step(vcpu, false) } else { Ok(()) };
+    }
     let served = serve(id, vcpu, &shared.bus, &shared.traps)?;
     if guest_steps || served == Served::GuestStep {
-        let exit = vcpu.last_exit();
-        let begun = !matches!(exit, VmExit::NotEmulated { .. });
-        // KVM lets a guest's own step end silently behind a write to a device, trapped or not.
-        let silent = matches!(exit, VmExit::MmioWrite { .. } | VmExit::PortOut { .. });
         let done = begun && drain(id, vcpu, shared, counters)?;
         shared.traps.guest_step(vcpu, done && (served == Served::GuestStep || !silent))?;
     }
@@ -346,14 +345,15 @@ fn drain(
     Err(GuestStop::Stuck(format!("one instruction left the guest more than {DRAIN_LIMIT} times")))
 }
 
-/// Serves a read as tombstones make it. One that comes to a tombstone is put back in front of it, with all registers as they were:
-/// it comes there again until the old code is back, and then goes on in that. Any other is a read of a port without a device.
-fn serve_tombstone(
+/// Serves a read as tombstones make it, if it is one's. Who comes to a tombstone is put back in front of it, with all registers as
+/// they were: it comes there again until the old code is back, and then goes on in that. Any other is a read of a port without a
+/// device.
+fn stays_at_tombstone(
     id: u8,
     vcpu: &mut Attached<'_>,
     shared: &Shared,
     counters: &ExitCounters,
-) -> Result<(), GuestStop> {
+) -> Result<bool, GuestStop> {
     let stuck = |error: KvmError| GuestStop::Stuck(error.to_string());
     if shared.bus.tombstones.any() {
         // Before the read is completed they are those of its instruction, as of a hypercall.
@@ -362,11 +362,11 @@ fn serve_tombstone(
         // The privilege level is that of the stack's segment.
         if segments.ss.dpl == 0 && shared.bus.tombstones.meet(Met { vcpu: id, rip: before.rip }) {
             drain(id, vcpu, shared, counters)?;
-            return vcpu.fd().set_regs(&before).map_err(KvmError::of("KVM_SET_REGS")).map_err(stuck);
+            vcpu.set_general_registers(&before).map_err(|error| GuestStop::Stuck(error.to_string()))?;
+            return Ok(true);
         }
     }
-    read_nothing(vcpu, &shared.bus);
-    Ok(())
+    Ok(false)
 }
 
 /// Adds where the vCPU is to why it cannot go on.

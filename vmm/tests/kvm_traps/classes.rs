@@ -75,6 +75,8 @@ fn cases() -> Vec<Case> {
         "lock add": |a| a.lock().add(dword_ptr(rdi), 77)?;
         "lock bts": |a| a.lock().bts(qword_ptr(rdi), 9)?;
         "lock inc, not aligned": |a| a.lock().inc(qword_ptr(rdi + 5))?;
+        "lock inc, over the end": |a| a.lock().inc(qword_ptr(NEXT - 3))?;
+        "lock xadd, into the next": |a| a.lock().xadd(qword_ptr(NEXT + 0x1000 - 4), rax)?;
         "inc": |a| a.inc(word_ptr(rdi))?;
         "adc": |a| { a.stc()?; a.adc(qword_ptr(rdi), rax)?; };
         "sub": |a| a.sub(dword_ptr(rdi), eax)?;
@@ -174,6 +176,9 @@ fn vector_cases() -> Vec<Case> {
         cases.extend(cases! {
             "vmovdqu, vmovaps": |a| {
                 a.vmovdqu(ymm0, ymmword_ptr(rsi))?; a.vmovdqu(ymmword_ptr(rdi + 1), ymm0)?; a.vmovaps(ymmword_ptr(rdi + 64), ymm0)?;
+            };
+            "vmovups, vextractf128": |a| {
+                a.vmovups(ymm0, ymmword_ptr(rsi))?; a.vmovups(xmmword_ptr(rdi + 3), xmm0)?; a.vextractf128(xmmword_ptr(rdi + 48), ymm0, 1)?;
             };
             "vmovdqu over the end": |a| { a.vmovdqu(ymm0, ymmword_ptr(rsi))?; a.vmovdqu(ymmword_ptr(NEXT - 7), ymm0)?; };
             "vmaskmovps over the end": |a| {

@@ -7,9 +7,11 @@
 mod classes;
 mod endings;
 mod entries;
+mod exceptions;
 mod fuzz;
 mod heard;
 mod hostile;
+mod interrupts;
 mod proven;
 mod refused;
 mod shadows;
