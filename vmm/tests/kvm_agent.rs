@@ -14,7 +14,7 @@ use lucos_abi::{
 };
 use lucos_vmm::agent::{Answer, Order, Outcome};
 use lucos_vmm::memory::GuestRam;
-use lucos_vmm::sys::kvm::GuestVm;
+use lucos_vmm::sys::kvm::{GuestVm, Views};
 use lucos_vmm::vcpu::{ExitKind, GuestStop, VmExit};
 use tiny::{AP_AREA, DATA, Program, RESULT_PORT, Vcpus, halt, multiprocessor, uniprocessor, wait_until};
 use vm_memory::{Bytes, GuestAddress};
@@ -365,7 +365,8 @@ fn only_a_read_of_four_bytes_is_a_call() {
     /// ```
     const CODE: [u8; 5] = [0xec, 0xed, 0xef, 0x66, 0xed];
     tiny::need_kvm();
-    let vm = GuestVm::new(&kvm_ioctls::Kvm::new().unwrap(), GuestRam::new(2 << 20).unwrap()).unwrap();
+    let vm = GuestVm::new(&kvm_ioctls::Kvm::new().unwrap(), GuestRam::new(2 << 20).unwrap(), Views::First)
+        .unwrap();
     let mut vcpu = tiny::real_mode(&vm, &CODE, PORT);
     let mut vcpu = vcpu.attach();
     assert!(matches!(vcpu.run().unwrap(), VmExit::PortIn { port: PORT, size: 1, .. }));

@@ -5,7 +5,7 @@ mod tiny;
 
 use iced_x86::code_asm::*;
 use lucos_vmm::memory::GuestRam;
-use lucos_vmm::sys::kvm::GuestVm;
+use lucos_vmm::sys::kvm::{GuestVm, Views};
 use lucos_vmm::vcpu::VmExit;
 use tiny::{COM1, DATA, Machine, Program, Setup, multiprocessor, power_off, put_byte, report, uniprocessor};
 use vm_memory::{Bytes, GuestAddress};
@@ -191,7 +191,8 @@ fn registers_are_those_after_the_instruction_once_its_io_is_drained() {
     const CODE: [u8; 18] =
         [0xec, 0xee, 0x67, 0x66, 0xa1, 0, 0, 0, 0xd0, 0x67, 0x66, 0xa3, 0, 0, 0, 0xd0, 0xf3, 0x6c];
     tiny::need_kvm();
-    let vm = GuestVm::new(&kvm_ioctls::Kvm::new().unwrap(), GuestRam::new(2 << 20).unwrap()).unwrap();
+    let vm = GuestVm::new(&kvm_ioctls::Kvm::new().unwrap(), GuestRam::new(2 << 20).unwrap(), Views::First)
+        .unwrap();
     let mut vcpu = tiny::real_mode(&vm, &CODE, 0x900);
     let mut sregs = vcpu.fd().get_sregs().unwrap();
     sregs.ds.limit = 0xffff_ffff;

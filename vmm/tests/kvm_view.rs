@@ -8,7 +8,7 @@ use std::time::Duration;
 use iced_x86::code_asm::*;
 use kvm_bindings::KVM_VCPUEVENT_VALID_SMM;
 use lucos_vmm::memory::GuestRam;
-use lucos_vmm::sys::kvm::GuestVm;
+use lucos_vmm::sys::kvm::{GuestVm, Views};
 use lucos_vmm::vcpu::VmExit;
 use tiny::{DATA, Vcpus, uniprocessor, wait_until};
 use vm_memory::{Bytes, GuestAddress};
@@ -40,7 +40,8 @@ fn the_second_view_is_there_and_holds_the_same_memory() {
     /// ```
     const CODE: [u8; 7] = [0xfe, 0x06, 0x00, 0x20, 0xee, 0xeb, 0xf9];
     tiny::need_kvm();
-    let vm = GuestVm::new(&kvm_ioctls::Kvm::new().unwrap(), GuestRam::new(2 << 20).unwrap()).unwrap();
+    let vm =
+        GuestVm::new(&kvm_ioctls::Kvm::new().unwrap(), GuestRam::new(2 << 20).unwrap(), Views::Both).unwrap();
     assert!(
         vm.has_second_view(),
         "this KVM has one memslot address space: no KVM_CAP_MULTI_ADDRESS_SPACE, as with a software KVM; run on \

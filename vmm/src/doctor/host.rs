@@ -7,7 +7,7 @@ use std::path::Path;
 use super::facts::{CpuFacts, Facts, Virtualization};
 use super::kvm;
 use crate::memory::GuestRam;
-use crate::sys::HUGE_PAGE;
+use crate::sys::{HUGE_PAGE, nested_paging};
 
 pub(super) fn observe() -> Facts {
     Facts {
@@ -89,12 +89,6 @@ fn kvm_modules() -> Vec<String> {
     let mut modules: Vec<String> = names.filter(|name| name.starts_with("kvm_")).collect();
     modules.sort();
     modules
-}
-
-fn nested_paging() -> Option<bool> {
-    let parameters = ["/sys/module/kvm_intel/parameters/ept", "/sys/module/kvm_amd/parameters/npt"];
-    let value = parameters.iter().find_map(|path| line(path))?;
-    Some(value == "Y" || value == "1")
 }
 
 /// Makes one huge page, as guest memory is made of.

@@ -29,7 +29,7 @@ use crate::device::pci::{CONFIG_PORTS, PciBus};
 use crate::device::serial::{self, COM1, COM2};
 use crate::device::virtio::Tap;
 use crate::memory::{DmaGate, GateError, GuestMemory, GuestRam, HugePages, collapse_range};
-use crate::sys::kvm::{GuestVm, KvmError};
+use crate::sys::kvm::{GuestVm, KvmError, Views};
 use crate::trap::Proof;
 use crate::vcpu::{CpuModel, ExitKind, PauseError, PortsAndMemory, VcpuThreads};
 
@@ -153,7 +153,15 @@ impl Instance {
     ) -> Result<Arc<Self>, MachineError> {
         // 1. Memory, and the machine that runs on it.
         let ram = GuestRam::new(spec.memory.bytes())?;
-        let vm = GuestVm::new(&parts.kvm, ram)?;
+        // A step throws a nested guest away: the second view is not for those (arch/x86/kvm/x86.c, `kvm_leave_nested`).
+        let means = match spec.cpu_profile {
+            CpuProfile::Stock => parts.traps.means(),
+            CpuProfile::Host => Err("`--cpu-profile host` lets the guest have guests of its own, \
+                                     which traps would disturb; use `stock`"
+                .to_owned()),
+        };
+        let views = means.as_ref().map_or(Views::First, |means| means.views());
+        let vm = GuestVm::new(&parts.kvm, ram, views)?;
         let gate = Arc::new(DmaGate::default());
 
         // 2. Devices.
@@ -200,13 +208,6 @@ impl Instance {
         let model = CpuModel::new(&parts.kvm, spec.cpu_profile, spec.cpus.get())?;
         let sender = events.sender();
         let on_stop = move |vcpu, stop| sender.send((vcpu, stop).into());
-        // A step throws a nested guest away: the second view is not for those (arch/x86/kvm/x86.c, `kvm_leave_nested`).
-        let means = match spec.cpu_profile {
-            CpuProfile::Stock => parts.traps.means(),
-            CpuProfile::Host => Err("`--cpu-profile host` lets the guest have guests of its own, \
-                                     which traps would disturb; use `stock`"
-                .to_owned()),
-        };
         let vcpus = VcpuThreads::start(&vm, &model, spec.cpus.get(), entry, Arc::new(bus), means, on_stop)?;
         let lost_pages = Arc::new(LostPages::default());
         vcpus.traps().set_watcher(Arc::clone(&lost_pages) as _);

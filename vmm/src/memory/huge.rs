@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::ram::GuestMemory;
+use super::ram::{GuestMemory, RamRegion};
 use crate::sys::{HUGE_PAGE, PAGE};
 
 /// Collapse a range once half of its base pages are in use: it never costs more than twice what was used.
@@ -105,7 +105,7 @@ impl Drop for HugePages {
 enum Range {
     /// Nobody had touched it when the guest started.
     Fresh,
-    /// Something was loaded there for the guest.
+    /// Something was loaded there for the guest, or it was split because pages of it were watched.
     Loaded,
     /// Collapsed.
     Huge,
@@ -170,7 +170,11 @@ impl Watch {
         let mut collapsed = 0;
         for (region, ranges) in self.memory.iter().zip(&mut self.ranges) {
             let mapping = region.protectable();
-            for (index, range) in ranges.iter_mut().enumerate().filter(|(_, range)| **range != Range::Huge) {
+            let marks = region.marks();
+            for (index, range) in ranges.iter_mut().enumerate() {
+                if *range == Range::Huge && !marks.is_split(index) {
+                    continue;
+                }
                 if *stop.stopped.lock().unwrap_or_else(PoisonError::into_inner) {
                     return Ok(collapsed);
                 }
@@ -186,11 +190,11 @@ impl Watch {
                     collapsed += collapse_range(&self.memory, address + HUGE_PAGE as u64, address + len);
                 }
                 // What is watched is protected page by page, and stays on small ones.
-                let is_watched = || region.marks().watches_any_of(offset / PAGE, HUGE_PAGE / PAGE);
+                let is_watched = || marks.watches_any_of(offset / PAGE, HUGE_PAGE / PAGE);
                 if resident[0] < MIN_RESIDENT || is_watched() {
                     continue;
                 }
-                match region.protectable().collapse(offset) {
+                match collapse(region, index) {
                     Ok(()) => {
                         *range = Range::Huge;
                         collapsed += 1;
@@ -211,10 +215,22 @@ impl Watch {
     }
 }
 
+/// Asks for the huge page with this number. If there is none, it is still split, should it have been.
+pub(crate) fn collapse(region: &RamRegion, huge_page: usize) -> io::Result<()> {
+    // First: watching may begin again meanwhile.
+    let was_split = region.marks().set_split(huge_page, false);
+    let result = region.protectable().collapse(huge_page * HUGE_PAGE);
+    if was_split && result.is_err() {
+        region.marks().set_split(huge_page, true);
+    }
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::memory::GuestRam;
+    use crate::sys::Protection;
     use vm_memory::{Bytes, GuestAddress};
 
     #[test]
@@ -241,6 +257,28 @@ mod tests {
         let result = watch.look(&Stop::default());
         let huge = if result.is_ok() { Range::Huge } else { Range::Loaded };
         assert_eq!(watch.ranges[0], [Range::Fresh, huge, Range::Loaded, Range::Fresh]);
+    }
+
+    #[test]
+    fn what_was_split_is_made_whole_when_nothing_of_it_is_watched() {
+        let ram = GuestRam::new(4 << 20).unwrap();
+        for page in 0..512_u64 {
+            ram.memory().write_obj(1_u8, GuestAddress(page * 4096)).unwrap();
+        }
+        let mut watch = Watch::new(ram.memory().clone(), None).unwrap();
+        // A host without MADV_COLLAPSE has nothing to make whole.
+        let Ok(1) = watch.look(&Stop::default()) else { return };
+        let region = ram.regions().next().unwrap();
+        let again = |watch: &mut Watch| watch.look(&Stop::default()).unwrap();
+        assert_eq!(again(&mut watch), 0);
+        region.marks().watch_any(true);
+        region.marks().watch(3, true);
+        region.protectable().protect(3 * PAGE, PAGE, Protection::ReadOnly).unwrap();
+        assert_eq!((again(&mut watch), region.marks().is_split(0)), (0, true), "it is watched");
+        region.protectable().protect(3 * PAGE, PAGE, Protection::Open).unwrap();
+        region.marks().watch(3, false);
+        assert_eq!((again(&mut watch), region.marks().is_split(0)), (1, false));
+        assert_eq!(again(&mut watch), 0);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
-use crate::sys::PAGE;
+use crate::sys::{HUGE_PAGE, PAGE};
 
 /// Pages of one word.
 const BITS: usize = u64::BITS as usize;
@@ -40,6 +40,8 @@ impl Pages {
 pub struct Marks {
     watched: Pages,
     written: Pages,
+    /// Ranges of the size of a huge page of which some page was watched since they were last one.
+    split: Pages,
     /// Whether any page is watched, so that devices of other guests pay no more than a look at this.
     any: AtomicBool,
     /// Whether anything was marked that nobody has taken yet.
@@ -53,6 +55,7 @@ impl Marks {
         Self {
             watched: Pages::new(pages),
             written: Pages::new(pages),
+            split: Pages::new(pages.div_ceil(HUGE_PAGE / PAGE)),
             any: AtomicBool::new(false),
             news: AtomicBool::new(false),
         }
@@ -65,6 +68,9 @@ impl Marks {
 
     /// Watches a page or no longer. Writes that are not marked are over when this returns: their bytes are there to be read.
     pub fn watch(&self, page: usize, on: bool) {
+        if on {
+            self.split.set(page / (HUGE_PAGE / PAGE), true);
+        }
         self.watched.set(page, on);
         self.written.set(page, false);
         fence(Ordering::SeqCst);
@@ -78,6 +84,16 @@ impl Marks {
     /// Whether any of `count` pages from `first` on is watched.
     pub fn watches_any_of(&self, first: usize, count: usize) -> bool {
         self.any.load(Ordering::SeqCst) && (first..first + count).any(|page| self.is_watched(page))
+    }
+
+    /// Whether the huge page with this number, counted from the range's start, was split by watching; notes whether it still is.
+    pub fn set_split(&self, huge_page: usize, split: bool) -> bool {
+        self.split.set(huge_page, split)
+    }
+
+    /// Whether it was.
+    pub fn is_split(&self, huge_page: usize) -> bool {
+        self.split.get(huge_page)
     }
 
     /// Whether anything was marked since this was last asked.

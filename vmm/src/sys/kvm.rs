@@ -43,22 +43,35 @@ impl KvmError {
     }
 }
 
-/// A virtual machine and its RAM, laid out in every memslot address space that KVM has.
+/// Which of KVM's memslot address spaces a machine's RAM is laid out in (KVM api.rst 4.35).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Views {
+    /// The one that every vCPU uses.
+    First,
+    /// Also the one of a vCPU in system management mode, if KVM has it.
+    ///
+    /// Not for a guest that KVM runs on shadow pages, as it does all where there is no EPT or NPT, and guests of guests: many a kernel
+    /// looks for them in one address space only, and comes to a `BUG` ("KVM: x86/mmu: Check write tracking in all address spaces",
+    /// Linux commit 0f38453cdb2e).
+    Both,
+}
+
+/// A virtual machine and its RAM, laid out in as many memslot address spaces as it is to have.
 ///
 /// The RAM cannot be unmapped while KVM may still reach it: whoever holds a vCPU holds this.
 #[derive(Debug)]
 pub struct GuestVm {
     fd: VmFd,
     ram: GuestRam,
-    address_spaces: u32,
+    second_view: bool,
     sync_regs: bool,
     leaves_unemulated: AtomicBool,
     traps: AtomicBool,
 }
 
 impl GuestVm {
-    /// Creates a virtual machine with interrupt controllers, timer and `ram`.
-    pub fn new(kvm: &Kvm, ram: GuestRam) -> Result<Arc<Self>, KvmError> {
+    /// Creates a virtual machine with interrupt controllers, timer and `ram`, which each of `views` shows.
+    pub fn new(kvm: &Kvm, ram: GuestRam, views: Views) -> Result<Arc<Self>, KvmError> {
         let fd = kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
         fd.set_tss_address(TSS_PAGES).map_err(KvmError::of("KVM_SET_TSS_ADDR"))?;
         if fd.check_extension(Cap::SetIdentityMapAddr) {
@@ -69,15 +82,14 @@ impl GuestVm {
         // The speaker port is answered in the kernel: Linux reads it while it calibrates its clock.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
         fd.create_pit2(pit).map_err(KvmError::of("KVM_CREATE_PIT2"))?;
-        let address_spaces =
-            u32::try_from(fd.check_extension_raw(CAP_MULTI_ADDRESS_SPACE)).unwrap_or(0).max(1);
+        let second_view = views == Views::Both && fd.check_extension_raw(CAP_MULTI_ADDRESS_SPACE) > 1;
         let sync_regs = fd.check_extension(Cap::SyncRegs);
         let (leaves_unemulated, traps) = <(AtomicBool, AtomicBool)>::default();
-        let vm = Self { fd, ram, address_spaces, sync_regs, leaves_unemulated, traps };
+        let vm = Self { fd, ram, second_view, sync_regs, leaves_unemulated, traps };
         for (slot, region) in (0..).zip(vm.ram.regions()) {
             let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
             vm.set_slot(slot, 0, start, region.protectable(), 0)?;
-            if address_spaces > 1 {
+            if second_view {
                 vm.set_slot(slot, 1, start, region.second(), 0)?;
             }
         }
@@ -203,7 +215,7 @@ impl GuestVm {
 
     /// Whether the second view exists: a second memslot address space, backed by a mapping of its own.
     pub fn has_second_view(&self) -> bool {
-        self.address_spaces > 1
+        self.second_view
     }
 }
 

@@ -8,11 +8,13 @@ pub mod kick;
 pub mod kvm;
 mod mapping;
 mod memfd;
+mod nested_paging;
 mod positioned;
 mod tap;
 pub mod vcpu;
 
 pub use mapping::{HUGE_PAGE, Mapping, PAGE, Protection, Span, View};
 pub use memfd::memfd;
+pub use nested_paging::nested_paging;
 pub use positioned::{read_at, write_at};
 pub use tap::{TapFlags, attach_tap, interface_exists, set_tap_offloads, set_tap_vnet_header};

@@ -248,6 +248,15 @@ impl Attached<'_> {
         Ok(self.vcpu.fd.set_regs(regs)?)
     }
 
+    /// Puts everything back that `state` has.
+    pub fn restore(&mut self, state: &VcpuState) -> io::Result<()> {
+        self.left = 0;
+        self.vcpu.fd.set_sregs(&state.sregs)?;
+        self.vcpu.fd.set_regs(&state.regs)?;
+        // What is optional is not written back.
+        self.set_events(&kvm_vcpu_events { flags: 0, ..state.events })
+    }
+
     /// Lets the guest see that its processor does not have the next instruction.
     pub fn raise_undefined(&mut self) -> io::Result<()> {
         self.raise(UNDEFINED)

@@ -1,4 +1,5 @@
-//! Who gets a step out of the guest that does not end.
+//! Who looks after what nobody else comes back to: a step that does not end, and what devices have written to a page at which no vCPU
+//! is trapped.
 //!
 //! A step ends by itself within microseconds. One that runs away, because the processor did not stop where it should have, runs where
 //! nothing is trapped: that must not last.
@@ -9,14 +10,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, FairMutex, Mutex, MutexGuard};
 
+use super::order::Order;
 use crate::sys::kick::Kick;
 
 /// How long one step may take. An emulated host that is short of processors takes some milliseconds.
 pub(super) const LIMIT: Duration = Duration::from_secs(2);
-/// How often is looked. Only while pages are watched.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often is looked, and how late devices' writes are told at most. Only while pages are watched.
+const LOOK: Duration = Duration::from_millis(100);
 /// Stack of the thread, which does next to nothing.
 const STACK: usize = 64 << 10;
 /// The vCPU's number has this many of the lowest bits; the time, in milliseconds, the rest.
@@ -24,6 +26,7 @@ const VCPU_BITS: u32 = 16;
 
 struct Shared {
     kicks: Vec<Arc<Kick>>,
+    order: Arc<FairMutex<Order>>,
     since: Instant,
     /// Who steps since when; 0 is nobody.
     step: AtomicU64,
@@ -44,9 +47,10 @@ pub(super) struct Alarm {
 }
 
 impl Alarm {
-    pub(super) fn start(kicks: &[Arc<Kick>]) -> io::Result<Self> {
+    pub(super) fn start(kicks: &[Arc<Kick>], order: &Arc<FairMutex<Order>>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             kicks: kicks.to_vec(),
+            order: Arc::clone(order),
             since: Instant::now(),
             step: AtomicU64::new(0),
             state: Mutex::default(),
@@ -99,6 +103,15 @@ impl Shared {
                 continue;
             }
             self.changed.wait_for(&mut state, LOOK);
+            if state.ended || !state.watching {
+                continue;
+            }
+            // Whoever holds it tells them, and may be in a step that has to be ended.
+            MutexGuard::unlocked(&mut state, || {
+                if let Some(mut order) = self.order.try_lock() {
+                    order.pages.tell_marks();
+                }
+            });
             let step = self.step.load(Ordering::Relaxed);
             if self.over(step)
                 && let Some(kick) =

@@ -78,6 +78,12 @@ impl ArmedPages {
         told.copy_from_slice(now);
     }
 
+    /// Whether anything in the page is different from what was told.
+    pub(super) fn differs(&mut self, page: Gpa) -> bool {
+        let Some(armed) = self.pages.get(&page.0) else { return false };
+        self.ram.read(page, &mut self.now[..]).is_ok() && armed.told != self.now
+    }
+
     /// Tells of whatever is different in the page from what was told; says whether anything is.
     pub(super) fn compare(&mut self, page: Gpa, by: By) -> bool {
         self.compare_part(page, PAGE, by)

@@ -54,6 +54,22 @@ impl Ground {
         Self::AllHeld { doors: Arc::clone(doors), changed: BTreeSet::new() }
     }
 
+    /// Keeps all other vCPUs out of the guest, if that is how steps are made here; says whether it is. What is looked at from then on
+    /// stays as it is.
+    pub(super) fn hold(&self) -> io::Result<bool> {
+        let Self::AllHeld { doors, .. } = self else { return Ok(false) };
+        let failed = |count| io::Error::other(format!("{count} vCPUs did not come out of the guest"));
+        doors.close().map_err(failed)?;
+        Ok(true)
+    }
+
+    /// Lets them go on.
+    pub(super) fn release(&self) {
+        if let Self::AllHeld { doors, .. } = self {
+            doors.open();
+        }
+    }
+
     /// Puts the vCPU there; says whether it is. One that another has sent an INIT is not: it will not carry out what it was trapped
     /// at, but begin anew, and in the second view KVM would drop what tells it where (arch/x86/kvm/lapic.c,
     /// `kvm_apic_accept_events`).
@@ -90,11 +106,8 @@ impl Ground {
                 }
                 Ok(!begins_anew)
             }
-            Self::AllHeld { doors, changed } => {
-                doors.close().map_err(|count| {
-                    io::Error::other(format!("{count} vCPUs did not come out of the guest"))
-                })?;
-                // From here on no vCPU can send one.
+            Self::AllHeld { changed, .. } => {
+                // No vCPU can send one now; a message of a device can be one, and no kernel has it so.
                 if events(vcpu.fd())?.smi.latched_init != 0 {
                     return Ok(false);
                 }
@@ -132,25 +145,26 @@ impl Ground {
         Ok(())
     }
 
-    /// Takes the vCPU away from there. What cannot be closed again is reported; the vCPU has left in any case.
-    pub(super) fn leave(&mut self, vcpu: &mut Attached<'_>, pages: &ArmedPages) -> io::Result<()> {
+    /// Takes the vCPU away from there; says whether it had left the second view by itself. What cannot be closed again is reported;
+    /// the vCPU has left in any case.
+    pub(super) fn leave(&mut self, vcpu: &mut Attached<'_>, pages: &ArmedPages) -> io::Result<bool> {
         match self {
             Self::SecondView { .. } => {
                 vcpu.take_back_events();
                 let events = vcpu.events()?;
-                if events.smi.smm == 0 {
-                    return Ok(());
+                let by_itself = events.smi.smm == 0;
+                if !by_itself {
+                    vcpu.set_events(&with_system_management(events, false))?;
                 }
-                vcpu.set_events(&with_system_management(events, false))
+                Ok(by_itself)
             }
-            Self::AllHeld { doors, changed } => {
+            Self::AllHeld { changed, .. } => {
                 let again = changed.iter().try_for_each(|&page| {
                     let access = pages.pages.get(&page).map(|armed| armed.access);
                     protect(&pages.ram, page, protection(access), first)
                 });
                 changed.clear();
-                doors.open();
-                again
+                again.map(|()| false)
             }
         }
     }
@@ -197,8 +211,8 @@ fn events(fd: &VcpuFd) -> io::Result<kvm_vcpu_events> {
 }
 
 /// KVM uses its second address space for a vCPU whose system management flag is set (KVM api.rst 4.35). The flag can be set without
-/// anything else that comes with that mode (KVM api.rst 4.32, `KVM_SET_VCPU_EVENTS`). `events` are of right before: with the flag
-/// goes whether an INIT is pending, and one that comes in between is lost; so is a start-up that comes during the step.
+/// anything else that comes with that mode (KVM api.rst 4.32, `KVM_SET_VCPU_EVENTS`). With the flag goes whether an INIT is pending: one
+/// that comes after `events` were read, right before the entry and at the exit, is lost; so is a start-up that comes during the step.
 fn with_system_management(mut events: kvm_vcpu_events, on: bool) -> kvm_vcpu_events {
     // Nothing else is written back: an NMI may have come meanwhile.
     events.flags = KVM_VCPUEVENT_VALID_SMM;

@@ -5,11 +5,10 @@ use kvm_bindings::{Msrs, kvm_msr_entry};
 use update_server::addr::{Gpa, Gva};
 use update_server::watch::{By, Lost, page_of};
 
-use super::armed::ArmedPages;
 use super::decode::Gateway;
 use super::finish::{self, Before};
 use super::frame;
-use super::ground::Plan;
+use super::ground::{Ground, Plan};
 use super::handlers::table_pages;
 use super::look::Look;
 use super::order::Order;
@@ -17,7 +16,7 @@ use super::space::Space;
 use super::traps::{After, Traps, stuck};
 use super::trip::{Ended, Trip};
 use crate::sys::vcpu::{Attached, VcpuState};
-use crate::vcpu::{ExitCounters, GuestStop, VmExit};
+use crate::vcpu::{ExitCounters, GuestStop};
 
 /// Where SYSCALL of 64-bit code, of other code, and SYSENTER enter the kernel (Intel SDM vol. 4, 2.17, 2.1).
 const LSTAR: u32 = 0xc000_0082;
@@ -25,7 +24,31 @@ const CSTAR: u32 = 0xc000_0083;
 const SYSENTER_EIP: u32 = 0x176;
 
 impl Traps {
+    /// Has a vCPU do itself what it was trapped at.
     pub(super) fn step(
+        &self,
+        order: &mut Order,
+        id: u8,
+        vcpu: &mut Attached<'_>,
+        state: &VcpuState,
+        space: Option<&Space<'_>>,
+        exits: &ExitCounters,
+    ) -> Result<After, GuestStop> {
+        let held = order.ground.as_ref().map_or(Ok(false), Ground::hold).map_err(|error| stuck(&error))?;
+        if held {
+            // Others may have changed what was seen.
+            let others = order.look.others;
+            order.look(space, frame::injected(&state.events));
+            order.look.others |= others;
+        }
+        let after = self.step_alone(order, id, vcpu, state, space, exits);
+        if let Ok(ground) = &order.ground {
+            ground.release();
+        }
+        after
+    }
+
+    fn step_alone(
         &self,
         order: &mut Order,
         id: u8,
@@ -111,11 +134,12 @@ impl Traps {
             Ended::Outside => {
                 pages.tally.unfinished += 1;
                 finish::outside(look, pages, by);
-                if self.became_rsm(order, vcpu, space) {
-                    finish::undefined(vcpu, &state.regs).map_err(|error| stuck(&error))?;
-                    return Ok(After::GoOn);
-                }
                 return Ok(After::Serve { guest_steps: before.guest_steps });
+            }
+            Ended::Resumed => {
+                pages.tally.unfinished += 1;
+                let restored = vcpu.restore(state).and_then(|()| finish::undefined(vcpu, &state.regs));
+                restored.map_err(|error| stuck(&error))?;
             }
             Ended::Escaped { why, serve } => {
                 pages.compare_all(By::Unseen);
@@ -139,20 +163,6 @@ impl Traps {
         for page in pages {
             self.lose(order, page, why);
         }
-    }
-
-    /// Whether a vCPU that has left the guest for good has done so because another has put RSM in its way.
-    fn became_rsm(&self, order: &mut Order, vcpu: &mut Attached<'_>, space: Option<&Space<'_>>) -> bool {
-        let fatal = matches!(
-            vcpu.last_exit(),
-            VmExit::Shutdown | VmExit::NotEmulated { .. } | VmExit::InternalError { .. }
-        );
-        let Some(space) = space.filter(|_| fatal && self.leave_others_alone()) else { return false };
-        let Order { look, pages, decodings, .. } = order;
-        let ArmedPages { ram, .. } = pages;
-        look.clear();
-        look.at_instruction(space, ram, decodings);
-        is_rsm(look)
     }
 }
 

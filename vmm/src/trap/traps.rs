@@ -47,11 +47,11 @@ pub enum After {
 /// The traps of one guest.
 pub struct Traps {
     pub(super) vm: Arc<GuestVm>,
-    pub(super) order: FairMutex<Order>,
+    pub(super) order: Arc<FairMutex<Order>>,
     pub(super) alarm: Alarm,
     /// Where vCPUs can be held, if they have to be.
     doors: Option<Arc<Doors>>,
-    /// Whether doors are to be passed: while anything is watched.
+    /// Whether anything is watched.
     pub(super) passing: AtomicBool,
     /// Whether anything was ever watched.
     pub(super) ever: AtomicBool,
@@ -90,21 +90,22 @@ impl Traps {
         if ground.is_ok() {
             vm.leave_unemulated();
         }
-        let alarm =
-            Alarm::start(kicks).map_err(|source| KvmError { call: "a thread that watches steps", source })?;
+        let order = Arc::new(FairMutex::new(Order {
+            pages: ArmedPages::new(Ram(vm.ram().clone()), Arc::new(Nobody)),
+            ground,
+            hypervisor: HypervisorPages::default(),
+            quiet,
+            ended: false,
+            handlers: Handlers::default(),
+            decodings: Decodings::new(),
+            look: Look::default(),
+            in_vain: vec![(0, 0); kicks.len()],
+        }));
+        let alarm = Alarm::start(kicks, &order)
+            .map_err(|source| KvmError { call: "a thread that watches steps", source })?;
         Ok(Self {
             vm: Arc::clone(vm),
-            order: FairMutex::new(Order {
-                pages: ArmedPages::new(Ram(vm.ram().clone()), Arc::new(Nobody)),
-                ground,
-                hypervisor: HypervisorPages::default(),
-                quiet,
-                ended: false,
-                handlers: Handlers::default(),
-                decodings: Decodings::new(),
-                look: Look::default(),
-                in_vain: vec![(0, 0); kicks.len()],
-            }),
+            order,
             alarm,
             doors,
             passing: AtomicBool::new(false),

@@ -2,8 +2,10 @@
 
 use std::io;
 
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use kvm_bindings::{
-    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_regs,
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_guest_debug, kvm_regs,
 };
 
 use super::alarm::{Alarm, LIMIT};
@@ -37,6 +39,9 @@ pub(super) enum Ended {
     Before,
     /// It left for something that is served outside, as any other exit.
     Outside,
+    /// It was RSM, which another vCPU has put in its way after it was looked at: KVM takes the vCPU for one in system management mode.
+    /// Registers may be what was found in memory; a processor would have raised an exception.
+    Resumed,
     /// It did not end where it should have.
     Escaped {
         /// What was seen of it.
@@ -82,19 +87,20 @@ impl Trip<'_> {
         debug(vcpu, control)?;
         let ended = ground.enter(vcpu, self.plan, pages).and_then(|entered| {
             if !entered {
-                return Ok(Ended::Before);
+                return Ok(None);
             }
             // Other vCPUs are out by now: only the step counts.
             alarm.begin(self.vcpu);
-            self.run(vcpu, ground, pages, alarm)
+            self.run(vcpu, ground, pages, alarm).map(Some)
         });
         let left = ground.leave(vcpu, pages);
         let still = debug(vcpu, 0);
         alarm.end();
-        let ended = ended?;
-        left?;
+        let Some(ended) = ended? else { return Ok(Ended::Before) };
+        let by_itself = left?;
         still?;
-        Ok(ended)
+        // Behind a triple fault KVM resets it on AMD (arch/x86/kvm/svm/svm.c, `shutdown_interception`).
+        Ok(if by_itself && !is_reset(vcpu)? { Ended::Resumed } else { ended })
     }
 
     /// Whether nothing was carried out, as far as registers tell. Those that KVM shows meanwhile have no trap flag, though the guest
@@ -155,6 +161,7 @@ impl Trip<'_> {
                     opened += 1;
                     ground.open_all(pages, keep)?;
                 }
+                VmExit::NotEmulated { data } if is_rsm(&data) => return Ok(Ended::Resumed),
                 // KVM's emulator may need a page that is closed, too.
                 VmExit::NotEmulated { .. } if opened < OPENED => {
                     opened += 1;
@@ -177,7 +184,38 @@ impl Trip<'_> {
     }
 }
 
+/// Whether what KVM failed to emulate was RSM: for want of a state to resume.
+fn is_rsm(data: &[u64]) -> bool {
+    let [flags, rest @ ..] = data else { return false };
+    let bytes: Vec<u8> = rest.iter().flat_map(|word| word.to_le_bytes()).collect();
+    // How many they are comes first (KVM api.rst 5, `KVM_EXIT_INTERNAL_ERROR`).
+    let instruction = bytes.split_first().and_then(|(len, bytes)| bytes.get(..usize::from(*len)));
+    flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0
+        && instruction.is_some_and(|bytes| {
+            Decoder::new(64, bytes, DecoderOptions::NONE).decode().mnemonic() == Mnemonic::Rsm
+        })
+}
+
+/// Whether a vCPU is as after a reset, when it begins at the topmost 16 bytes below 4 GiB (Intel SDM vol. 3A, 10.1.1).
+fn is_reset(vcpu: &Attached<'_>) -> io::Result<bool> {
+    let VcpuState { regs, sregs, .. } = vcpu.state()?;
+    Ok(sregs.cs.base.wrapping_add(regs.rip) == 0xffff_fff0 && sregs.cr0 & 1 == 0)
+}
+
 fn debug(vcpu: &Attached<'_>, control: u32) -> io::Result<()> {
     let debug = kvm_guest_debug { control, ..kvm_guest_debug::default() };
     Ok(vcpu.fd().set_guest_debug(&debug)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rsm_is_known_by_what_kvm_says_of_it() {
+        // As KVM of Linux 6.1 says it on AMD: two bytes, with what was there before behind them.
+        assert!(is_rsm(&[1, 0x9090_9090_90aa_0f02, 0x9090_9090_9090_9090, 73]));
+        assert!(!is_rsm(&[1, 0x9090_9090_90aa_0f01, 0]) && !is_rsm(&[0, 0x9090_9090_90aa_0f02, 0]));
+        assert!(!is_rsm(&[1, 0xc00b_0f02, 0]) && !is_rsm(&[1, 0xff]) && !is_rsm(&[]));
+    }
 }

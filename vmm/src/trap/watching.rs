@@ -1,7 +1,8 @@
 //! Which pages are watched: beginning to, and ending it, while the guest runs.
 
 use std::collections::{BTreeSet, HashSet};
-use std::io;
+use std::time::Duration;
+use std::{io, thread};
 
 use update_server::addr::Gpa;
 use update_server::watch::{Access, By, NotWatched, page_of};
@@ -11,11 +12,15 @@ use super::ground::{first, protection};
 use super::order::Order;
 use super::ram::Ram;
 use super::traps::Traps;
+use crate::memory::collapse;
 use crate::sys::{HUGE_PAGE, PAGE, Protection};
 
 /// Most pages that are watched at once. Scattered, each takes two of the ranges of which a process may have 65,530
 /// (`vm.max_map_count`), and everything else here has to have some as well.
 pub const MOST_PAGES: usize = 30_000;
+
+/// How long a device may take from its write to the mark of it: it does nothing in between, but may have lost its processor.
+const MARK_LATENCY: Duration = Duration::from_millis(20);
 
 impl Traps {
     /// Watches pages or no longer; all of them, or none. `tables` has every page table that a vCPU uses.
@@ -83,6 +88,11 @@ impl Traps {
         let pages: BTreeSet<u64> =
             pages.iter().copied().filter(|page| order.pages.pages.contains_key(page)).collect();
         order.pages.tell_marks();
+        if pages.iter().any(|&page| order.pages.differs(Gpa(page))) {
+            // A device that is in the middle of a write marks it when that is done.
+            thread::sleep(MARK_LATENCY);
+            order.pages.tell_marks();
+        }
         for &page in &pages {
             if order.pages.compare(Gpa(page), By::Unseen) {
                 order.pages.tally.unseen += 1;
@@ -111,8 +121,8 @@ impl Traps {
         if region.marks().watches_any_of(offset / PAGE, HUGE_PAGE / PAGE) {
             return;
         }
-        // Where there is none to be had, the guest runs on small ones.
-        if let Err(error) = region.protectable().collapse(offset) {
+        // Where there is none to be had now, the thread that makes huge pages tries again.
+        if let Err(error) = collapse(region, offset / HUGE_PAGE) {
             tracing::debug!("no huge page at {}: {error}", Gpa(at));
         }
     }

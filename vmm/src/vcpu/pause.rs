@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 ///
 /// A kick cannot be lost (see `sys::vcpu`), so this only bounds the harm of an unforeseen way to miss one.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
-/// How long all vCPUs together may take. A vCPU is at most one exit away from parking, and no exit handler
-/// waits for another vCPU or for I/O; a host so overloaded that this takes seconds has worse problems.
+/// How long all vCPUs together may take. A vCPU is at most one exit away from parking, and no exit handler waits for I/O, or for another
+/// vCPU but at traps, where a step is ended after two seconds; a host so overloaded that this takes longer has worse problems.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Why the vCPUs could not be stopped.

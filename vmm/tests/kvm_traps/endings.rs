@@ -45,6 +45,8 @@ fn a_machine_that_ends_leaves_nothing_half_done() {
             heard.watch(&vcpus, &[SHARED], Access::Writes);
             vcpus.set_word(GO, u64::MAX);
             thread::sleep(Duration::from_millis(3 + 5 * round));
+            // A host that is short of processors comes to little in that time.
+            wait_until(PATIENCE, "accesses", || heard.len() as u64 >= 4 * round);
             vcpus.threads.stop();
             assert!(heard.image(SHARED) == bytes(&vcpus, SHARED, 4096), "{way}, round {round}");
             assert_eq!(heard.lost(), [(SHARED, Lost::Ended)], "{way}");

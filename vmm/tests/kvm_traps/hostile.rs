@@ -8,7 +8,7 @@ use update_server::addr::Gpa;
 use update_server::watch::{Access, By, Watched};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::entries::{GO, wait_for_go};
+use crate::entries::{COUNTS, GO, gate, load_idt, wait_for_go};
 use crate::heard::{Heard, bytes};
 use crate::tiny::{DATA, Program, Vcpus, multiprocessor, uniprocessor, wait_until};
 use crate::{PATIENCE, WAYS};
@@ -91,6 +91,69 @@ fn an_instruction_that_changes_writes_nowhere_else() {
         for page in [ONE, OTHER] {
             assert!(told.iter().all(|told| allowed(told.at)), "{page:#x}");
         }
+    }
+}
+
+/// vCPU 0 carries out an instruction that vCPU 1 makes RSM and back all the time: what a processor does not have outside of system
+/// management mode, which the second view takes a vCPU for.
+fn becoming_rsm() -> Program {
+    multiprocessor(|a| {
+        let (mut writer, mut place, mut again, mut change, mut on_undefined) =
+            (a.create_label(), a.create_label(), a.create_label(), a.create_label(), a.create_label());
+        wait_for_go(a)?;
+        a.test(edi, edi)?;
+        a.jz(writer)?;
+        a.lea(rbx, ptr(place))?;
+        a.set_label(&mut change)?;
+        // lock inc dword [rdi]; nop, and rsm; nop; nop.
+        for code in [0x9007_fff0_u32, 0x9090_aa0f] {
+            a.mov(dword_ptr(rbx), code)?;
+            for _ in 0..20 {
+                a.pause()?;
+            }
+        }
+        a.jmp(change)?;
+        // Goes on behind it.
+        a.set_label(&mut on_undefined)?;
+        a.inc(qword_ptr(COUNTS + 6 * 8))?;
+        a.add(qword_ptr(rsp), 2)?;
+        a.iretq()?;
+        a.set_label(&mut writer)?;
+        gate(a, 6, on_undefined)?;
+        load_idt(a)?;
+        a.mov(rdi, ONE)?;
+        a.set_label(&mut again)?;
+        a.jmp(place)?;
+        for _ in 0..8 {
+            a.nop()?;
+        }
+        a.set_label(&mut place)?;
+        a.db(&[0xf0, 0xff, 0x07, 0x90])?;
+        a.inc(qword_ptr(ROUNDS))?;
+        a.jmp(again)
+    })
+}
+
+#[test]
+fn an_instruction_that_becomes_rsm_is_undefined() {
+    for way in WAYS {
+        let vcpus = Vcpus::start_as(&becoming_rsm(), 2, &[], way);
+        let heard = Heard::of(&vcpus);
+        heard.watch(&vcpus, &[ONE], Access::Writes);
+        vcpus.set_word(GO, 1);
+        let resumed = || vcpus.threads.traps().tally().unfinished;
+        wait_until(PATIENCE, "100 accesses, and five steps that were RSM", || {
+            vcpus.check();
+            // Where all others are held, nobody changes what was looked at.
+            heard.len() > 100 && (way == Trapping::HoldAll || resumed() >= 5)
+        });
+        vcpus.threads.pause().unwrap();
+        let (rounds, undefined) = (vcpus.word(ROUNDS), vcpus.word(COUNTS + 6 * 8));
+        vcpus.threads.resume();
+        heard.end(&vcpus, &[ONE]);
+        let told = heard.take().len() as u64;
+        eprintln!("{way}: {rounds} rounds, {undefined} exceptions, {} in a step, {told} accesses", resumed());
+        assert!(undefined > 100 && told > 100, "{way}");
     }
 }
 

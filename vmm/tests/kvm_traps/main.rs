@@ -1,17 +1,19 @@
 //! Trapped accesses: exact for every kind of instruction, with several vCPUs, beside devices, events and a guest that fights back.
 //!
-//! Each in the second view, and with all other vCPUs held. On an emulated host the vCPUs share one processor or two: what is shown of
-//! their races is what their interleaving there shows.
+//! Each in the second view, and with all other vCPUs held, unless it makes no difference or is of the second view alone. On an
+//! emulated host the vCPUs share one processor or two: what is shown of their races is what their interleaving there shows.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod classes;
 mod endings;
 mod entries;
+mod escapes;
 mod exceptions;
 mod fuzz;
 mod heard;
 mod hostile;
 mod interrupts;
+mod portions;
 mod proven;
 mod refused;
 mod shadows;

@@ -170,6 +170,30 @@ fn a_pause_finds_everything_told() {
     }
 }
 
+/// Nobody is trapped meanwhile.
+#[test]
+fn what_devices_write_is_told_soon() {
+    for way in WAYS {
+        let vcpus = Vcpus::start_as(&counting(), 1, &[], way);
+        let heard = Heard::of(&vcpus);
+        heard.watch(&vcpus, &[SHARED], Access::Writes);
+        for value in 1..=5_u64 {
+            vcpus.vm.ram().memory().write_obj(value, GuestAddress(SHARED + 0x100)).unwrap();
+            let mut told = Vec::new();
+            wait_until(PATIENCE, "the write", || {
+                told = heard.take();
+                !told.is_empty()
+            });
+            assert_eq!(
+                (told.len(), told[0].by, told[0].after[0]),
+                (1, By::Host, value.to_le_bytes()[0]),
+                "{way}"
+            );
+        }
+        heard.end(&vcpus, &[SHARED]);
+    }
+}
+
 #[test]
 fn what_devices_write_is_told() {
     for way in WAYS {

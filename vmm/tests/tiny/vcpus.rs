@@ -11,7 +11,7 @@ use lucos_vmm::device::bus::{Bus, BusDevice};
 use lucos_vmm::device::pci::PciBus;
 use lucos_vmm::memory::GuestRam;
 use lucos_vmm::sys::kick::install_kick_handler;
-use lucos_vmm::sys::kvm::GuestVm;
+use lucos_vmm::sys::kvm::{GuestVm, Views};
 use lucos_vmm::trap::Proof;
 use lucos_vmm::vcpu::{CpuModel, GuestStop, Met, PortsAndMemory, Tombstones, VcpuThreads};
 use vm_memory::{Bytes, GuestAddress};
@@ -115,7 +115,9 @@ impl Vcpus {
         super::need_kvm();
         install_kick_handler().unwrap();
         let kvm = Kvm::new().unwrap();
-        let vm = GuestVm::new(&kvm, GuestRam::new(64 << 20).unwrap()).unwrap();
+        let means = Proof::of(&kvm, trapping).means();
+        let views = means.as_ref().map_or(Views::First, |means| means.views());
+        let vm = GuestVm::new(&kvm, GuestRam::new(64 << 20).unwrap(), views).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &program.vmlinux).unwrap();
         let kernel = KernelImage::open(file.path()).unwrap();
@@ -147,7 +149,6 @@ impl Vcpus {
         let stops = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&stops);
         let on_stop = move |id, stop| heard.lock().unwrap().push((id, stop));
-        let means = Proof::of(&kvm, trapping).means();
         let threads = VcpuThreads::start(&vm, &model, cpus, entry, Arc::new(bus), means, on_stop).unwrap();
         Self { threads, vm, ports, link, changes, tombstones, met, results, stops }
     }

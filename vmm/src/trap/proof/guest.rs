@@ -19,7 +19,7 @@ use crate::boot::{self, BootEntry, CODE_SELECTOR};
 use crate::config::CpuProfile;
 use crate::memory::GuestRam;
 use crate::sys::kick::install_kick_handler;
-use crate::sys::kvm::GuestVm;
+use crate::sys::kvm::{GuestVm, Views};
 use crate::sys::vcpu::VcpuRun;
 use crate::trap::{After, Traps};
 use crate::vcpu::{CpuModel, ExitCounters, VmExit, set_boot_state};
@@ -59,7 +59,7 @@ impl Guest {
     pub(super) fn new(kvm: &Kvm) -> Result<Self, io::Error> {
         install_kick_handler()?;
         let ram = GuestRam::new(MEMORY).map_err(io::Error::other)?;
-        let vm = GuestVm::new(kvm, ram).map_err(io::Error::other)?;
+        let vm = GuestVm::new(kvm, ram, Views::Both).map_err(io::Error::other)?;
         let vcpu = vm.create_vcpu(0).map_err(io::Error::other)?;
         let model = CpuModel::new(kvm, CpuProfile::Stock, 1).map_err(io::Error::other)?;
         model.apply(vm.fd(), vcpu.fd(), 0).map_err(io::Error::other)?;

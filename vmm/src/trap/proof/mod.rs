@@ -14,6 +14,8 @@ use kvm_ioctls::Kvm;
 
 use self::guest::Guest;
 use crate::config::Trapping;
+use crate::sys::kvm::Views;
+use crate::sys::nested_paging;
 
 /// A way to carry out what was trapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +24,13 @@ pub struct Means {
     pub second_view: bool,
     /// Whether KVM keeps interrupts away meanwhile (`KVM_GUESTDBG_BLOCKIRQ`, KVM api.rst 4.87).
     pub blocks_interrupts: bool,
+}
+
+impl Means {
+    /// What a machine must have for it.
+    pub fn views(self) -> Views {
+        if self.second_view { Views::Both } else { Views::First }
+    }
 }
 
 impl fmt::Display for Means {
@@ -48,7 +57,10 @@ impl Proof {
     /// A few milliseconds: a VM is made and some ten instructions are trapped. A guest that does not come to its end is ended after
     /// five seconds.
     pub fn of(kvm: &Kvm, trapping: Trapping) -> Self {
-        let mut proof = Self { means: None, failed: Vec::new(), unable: None };
+        let mut proof = Self { means: None, failed: Vec::new(), unable: unable(nested_paging()) };
+        if proof.unable.is_some() {
+            return proof;
+        }
         let ways: &[bool] = match trapping {
             Trapping::Best => &[true, false],
             Trapping::SecondView => &[true],
@@ -106,6 +118,13 @@ impl Proof {
     }
 }
 
+/// Why nothing need be tried.
+fn unable(nested_paging: Option<bool>) -> Option<String> {
+    let why = "KVM does not use the processor's second-level page tables (EPT or NPT), by which accesses are trapped: load its module \
+               without ept=0 or npt=0";
+    (nested_paging == Some(false)).then(|| why.to_owned())
+}
+
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(means) = self.means {
@@ -127,6 +146,13 @@ impl fmt::Display for Proof {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shadow_pages_are_not_for_traps() {
+        assert_eq!([None, Some(true)].map(unable), [None, None]);
+        let proof = Proof { means: None, failed: Vec::new(), unable: unable(Some(false)) };
+        assert!(proof.means().unwrap_err().contains("npt=0"));
+    }
 
     #[test]
     fn what_failed_is_said() {
