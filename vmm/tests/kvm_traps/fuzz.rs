@@ -231,7 +231,7 @@ fn is_usable(instruction: &Instruction, code: &[u8]) -> bool {
             || instruction.op0_register().is_cr()
             || instruction.op0_register().is_dr());
     // QEMU takes a REX.W prefix for a layout of the x87 environment that no processor has, and writes past the end of theirs.
-    let strange = matches!(instruction.mnemonic(), M::Fnsave | M::Frstor | M::Fnstenv | M::Fldenv)
+    let strange = matches!(instruction.mnemonic(), M::Frstor | M::Fldenv)
         && code.iter().any(|byte| byte & 0xf8 == 0x48);
     instruction.flow_control() == FlowControl::Next
         && !strange
@@ -273,6 +273,10 @@ fn is_usable(instruction: &Instruction, code: &[u8]) -> bool {
                 | M::Wrgsbase
                 | M::Wrpkru
                 | M::Xsetbv
+                // Where the last x87 instruction was, which AMD processors forget when a host saves their state (AMD APM vol. 2,
+                // 11.4.4).
+                | M::Fnsave
+                | M::Fnstenv
         )
         && !keeps_track(instruction)
         // Where it leads to, more than general registers tell.
@@ -508,7 +512,7 @@ fn compare(trapping: Trapping, access: Access, seed: u64, cases: u64) {
     assert!(tally.unseen == 0 && tally.lost == 0, "{tally:?}");
     // Most are carried out, many write, and some fault.
     assert!(
-        raised * 2 < cases && raised > 0 && wrote * 8 > cases,
+        raised * 2 < cases && raised > 0 && wrote * 16 > cases,
         "{raised} raised, {wrote} wrote of {cases}"
     );
     eprintln!("{trapping}, {access:?}: {cases} instructions, {wrote} wrote, {raised} faulted: {tally:?}");
