@@ -62,14 +62,15 @@ fn watched(kind: &str, cpus: u32) -> Result<()> {
 /// Watches so many pages for a while, and until so many accesses were told `at_least`, all those before among them. Returns how
 /// many there were in the end.
 fn accesses_while_watched(vm: &Vm, pages: usize, at_least: u64) -> Result<u64> {
-    let lost = Report::of_now(vm)?.lost()?;
+    let mut lost = Report::of_now(vm)?.lost()?;
     let begin = Instant::now();
     let mut armed = Report::of_arming(vm, pages, lost);
     for _ in 1..ARMED {
         if armed.is_ok() {
             break;
         }
-        Report::of_disarming(vm)?;
+        // Of those that were watched meanwhile some may have been given up.
+        lost = Report::of_disarming(vm)?.lost()?;
         thread::sleep(Duration::from_secs(1));
         armed = Report::of_arming(vm, pages, lost);
     }
@@ -83,7 +84,7 @@ fn accesses_while_watched(vm: &Vm, pages: usize, at_least: u64) -> Result<u64> {
     let report = Report::of_disarming(vm)?;
     println!("{pages} pages, {} s, in all: {}", begin.elapsed().as_secs(), report.counts());
     // What the load allocates becomes page tables now and then.
-    report.ensure_right(lost + pages.div_ceil(4))?;
+    report.ensure_right(lost + pages.div_ceil(2))?;
     report.count("accesses")
 }
 
