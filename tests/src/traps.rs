@@ -18,8 +18,8 @@ impl Report {
         let report = Self(vm.lucos(&format!("arm --busiest {pages}"))?);
         let armed = report.pages()?;
         // In the time to the answer, the guest may have made page tables of some.
-        let (lost, whole) = (report.lost()? - before, report.0.to_string());
-        ensure!(armed + lost == pages, "{armed} of {pages} pages are watched, {lost} given up: {whole}");
+        let (lost, counts) = (report.lost()? - before, report.counts());
+        ensure!(armed + lost == pages, "{armed} of {pages} pages are watched, {lost} given up: {counts}");
         Ok(report)
     }
 
