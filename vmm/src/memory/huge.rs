@@ -266,8 +266,11 @@ mod tests {
             ram.memory().write_obj(1_u8, GuestAddress(page * 4096)).unwrap();
         }
         let mut watch = Watch::new(ram.memory().clone(), None).unwrap();
-        // A host without MADV_COLLAPSE has nothing to make whole.
-        let Ok(1) = watch.look(&Stop::default()) else { return };
+        let first = watch.look(&Stop::default());
+        if !matches!(first, Ok(1)) {
+            eprintln!("left out: this host has no huge page to split and make whole: {first:?}");
+            return;
+        }
         let region = ram.regions().next().unwrap();
         let again = |watch: &mut Watch| watch.look(&Stop::default()).unwrap();
         assert_eq!(again(&mut watch), 0);

@@ -34,6 +34,16 @@ pub(super) enum Ground {
     },
 }
 
+/// All vCPUs but one are out of the guest, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Held(Arc<Doors>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
 /// What a step needs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plan<'a> {
@@ -54,20 +64,13 @@ impl Ground {
         Self::AllHeld { doors: Arc::clone(doors), changed: BTreeSet::new() }
     }
 
-    /// Keeps all other vCPUs out of the guest, if that is how steps are made here; says whether it is. What is looked at from then on
-    /// stays as it is.
-    pub(super) fn hold(&self) -> io::Result<bool> {
-        let Self::AllHeld { doors, .. } = self else { return Ok(false) };
+    /// Keeps all other vCPUs out of the guest until what is returned is dropped, if that is how steps are made here. What is looked at
+    /// meanwhile stays as it is.
+    pub(super) fn hold(&self) -> io::Result<Option<Held>> {
+        let Self::AllHeld { doors, .. } = self else { return Ok(None) };
         let failed = |count| io::Error::other(format!("{count} vCPUs did not come out of the guest"));
         doors.close().map_err(failed)?;
-        Ok(true)
-    }
-
-    /// Lets them go on.
-    pub(super) fn release(&self) {
-        if let Self::AllHeld { doors, .. } = self {
-            doors.open();
-        }
+        Ok(Some(Held(Arc::clone(doors))))
     }
 
     /// Puts the vCPU there; says whether it is. One that another has sent an INIT is not: it will not carry out what it was trapped

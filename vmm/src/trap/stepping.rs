@@ -34,29 +34,13 @@ impl Traps {
         space: Option<&Space<'_>>,
         exits: &ExitCounters,
     ) -> Result<After, GuestStop> {
-        let held = order.ground.as_ref().map_or(Ok(false), Ground::hold).map_err(|error| stuck(&error))?;
-        if held {
+        let held = order.ground.as_ref().map_or(Ok(None), Ground::hold).map_err(|error| stuck(&error))?;
+        if held.is_some() {
             // Others may have changed what was seen.
             let others = order.look.others;
             order.look(space, frame::injected(&state.events));
             order.look.others |= others;
         }
-        let after = self.step_alone(order, id, vcpu, state, space, exits);
-        if let Ok(ground) = &order.ground {
-            ground.release();
-        }
-        after
-    }
-
-    fn step_alone(
-        &self,
-        order: &mut Order,
-        id: u8,
-        vcpu: &mut Attached<'_>,
-        state: &VcpuState,
-        space: Option<&Space<'_>>,
-        exits: &ExitCounters,
-    ) -> Result<After, GuestStop> {
         let by = By::Vcpu { id: id.into(), rip: Gva(state.regs.rip) };
         if is_rsm(&order.look) {
             // Outside of system management mode there is no such instruction; in the second view KVM would take it for one.
