@@ -183,12 +183,19 @@ pub(super) fn put_back_trap_flag(before: &Before, vcpu: &mut Attached<'_>) -> io
     if before.guest_steps { guest_step(vcpu, false) } else { Ok(()) }
 }
 
-/// The same behind an instruction that was completed outside of its step; `raise`: with the exception that the guest waits for.
+/// The same behind an instruction that was completed outside of its step; `raise`: with the exception that the guest waits for, unless
+/// the instruction has ended with another one.
 pub(super) fn guest_step(vcpu: &mut Attached<'_>, raise: bool) -> io::Result<()> {
+    let mut faulted = false;
+    // KVM forgets an exception that it has raised, but not begun to deliver, when registers are set (arch/x86/kvm/x86.c, `__set_regs`).
+    // Those that it is given, it keeps; it does not tell one from the other.
+    vcpu.change_events(|events| {
+        faulted = events.exception.injected != 0 && events.exception.nr != DEBUG;
+    })?;
     let mut regs = vcpu.general_registers()?;
     regs.rflags |= TF;
     vcpu.set_general_registers(&regs)?;
-    if raise { raise_debug_exception(vcpu, DR6_BS) } else { Ok(()) }
+    if raise && !faulted { raise_debug_exception(vcpu, DR6_BS) } else { Ok(()) }
 }
 
 /// The exception that a guest waits for which steps through its own code, or has a breakpoint.

@@ -7,7 +7,7 @@ use update_server::watch::Access;
 
 use crate::entries::{COUNTS, DONE, PAGE, STACK, STACK_PAGE, SUM, gate, load_idt, stay, wait_for_go};
 use crate::tiny::{DATA, Program, uniprocessor};
-use crate::untrapped::is_as_untrapped;
+use crate::untrapped::{Left, is_as_untrapped};
 
 /// A table of segments on the page of data, what LGDT reads, and a segment that is not noted as loaded (Intel SDM vol. 3A, 3.4.5).
 const GDT: u64 = PAGE + 0x200;
@@ -17,6 +17,9 @@ const DATA_SEGMENT: u64 = 0x00cf_9200_0000_ffff;
 const DEVICE: u32 = 0xd000_0000;
 /// The end of what is mapped.
 const UNMAPPED: u64 = 4 << 30;
+/// KVM's register for steal time, and a value with a bit that it refuses (Documentation/virt/kvm/x86/msr.rst).
+const MSR_STEAL: u32 = 0x4b56_4d03;
+const REFUSED: u64 = (DATA + 0x5000) | 3;
 
 type Assembled = Result<(), IcedError>;
 
@@ -84,7 +87,12 @@ fn steps_itself(a: &mut CodeAssembler) -> Assembled {
     a.mov(esi, DEVICE)?;
     a.mov(rdi, PAGE + 0x60)?;
     a.movsq()?;
-    a.nop()?;
+    // One on the watched page that faults when what the device gave is at hand: movsq; nop; ret.
+    a.mov(rax, PAGE + 0x1a0)?;
+    a.mov(dword_ptr(rax), 0xc390_a548_u32)?;
+    a.mov(esi, DEVICE)?;
+    a.mov(rdi, UNMAPPED + 8)?;
+    a.call(rax)?;
     a.pushfq()?;
     a.and(qword_ptr(rsp), !0x100_i32)?;
     a.popfq()
@@ -185,20 +193,90 @@ fn exceptions() -> Program {
     })
 }
 
+/// How often a vector's handler was entered.
+fn count(left: &Left, vector: usize) -> u64 {
+    u64::from_le_bytes(left[0][0x100 + vector * 8..][..8].try_into().unwrap())
+}
+
 #[test]
 fn are_as_without_a_trap() {
     is_as_untrapped(
         &exceptions(),
         |left| {
-            let count =
-                |vector: usize| u64::from_le_bytes(left[0][0x100 + vector * 8..][..8].try_into().unwrap());
-            assert_eq!([3, 6, 14].map(count), [18, 3, 9]);
-            assert!(count(1) >= 3 * 19, "{}", count(1));
+            assert_eq!([3, 6, 14].map(|vector| count(left, vector)), [18, 3, 12]);
+            assert!(count(left, 1) >= 3 * 19, "{}", count(left, 1));
         },
         |vcpus, access| {
             let tally = vcpus.threads.traps().tally();
             assert!(tally.delivered >= 6, "{tally:?}");
             assert!(access == Access::Writes || tally.unfinished > 0, "{tally:?}");
+        },
+    );
+}
+
+/// A write to a register that leaves for this VMM, which KVM then refuses: the instruction is on the watched page, and the program
+/// steps itself the second time.
+fn refused_register() -> Program {
+    uniprocessor(|a| {
+        let (mut begin, mut on_protection, mut on_step) =
+            (a.create_label(), a.create_label(), a.create_label());
+        a.jmp(begin)?;
+        // Goes on behind the instruction, which has two bytes.
+        a.set_label(&mut on_protection)?;
+        a.inc(qword_ptr(COUNTS + 13 * 8))?;
+        a.add(rsp, 8)?;
+        a.push(rax)?;
+        a.mov(rax, qword_ptr(rsp + 8))?;
+        a.add(qword_ptr(SUM), rax)?;
+        a.pop(rax)?;
+        a.add(qword_ptr(rsp), 2)?;
+        a.iretq()?;
+        a.set_label(&mut on_step)?;
+        a.inc(qword_ptr(COUNTS + 8))?;
+        a.push(rax)?;
+        a.mov(rax, qword_ptr(rsp + 8))?;
+        a.add(qword_ptr(SUM + 8), rax)?;
+        a.xor(eax, eax)?;
+        a.mov(dr6, rax)?;
+        a.pop(rax)?;
+        a.iretq()?;
+        a.db(&[0; 4096])?;
+        a.set_label(&mut begin)?;
+        gate(a, 1, on_step)?;
+        gate(a, 13, on_protection)?;
+        load_idt(a)?;
+        wait_for_go(a)?;
+        a.mov(rsp, STACK)?;
+        // wrmsr; ret
+        a.mov(rsi, PAGE + 0x180)?;
+        a.mov(dword_ptr(rsi), 0x00c3_300f)?;
+        a.mov(ecx, MSR_STEAL)?;
+        a.mov(eax, u32::try_from(REFUSED).unwrap())?;
+        a.xor(edx, edx)?;
+        a.call(rsi)?;
+        a.pushfq()?;
+        a.or(qword_ptr(rsp), 0x100)?;
+        a.popfq()?;
+        a.call(rsi)?;
+        a.pushfq()?;
+        a.and(qword_ptr(rsp), !0x100_i32)?;
+        a.popfq()?;
+        a.mov(qword_ptr(DONE), 1)?;
+        stay(a)
+    })
+}
+
+#[test]
+fn a_register_that_is_refused_is_a_fault_as_without_a_trap() {
+    is_as_untrapped(
+        &refused_register(),
+        |left| {
+            // A fault is no step: CALL, RET and the three behind them are.
+            assert_eq!([1, 13].map(|vector| count(left, vector)), [5, 2]);
+        },
+        |vcpus, access| {
+            let tally = vcpus.threads.traps().tally();
+            assert!(access == Access::Writes || tally.unfinished >= 2, "{tally:?}");
         },
     );
 }
