@@ -24,13 +24,17 @@ const DONE: u64 = DATA + 8;
 /// Fifteen registers, the stack pointer and the flags: before, and after.
 const BEFORE: u64 = DATA + 0x100;
 const AFTER: u64 = DATA + 0x200;
-/// Behind them: the vector of an exception, or none; its error code, where it came, and CR2.
+/// Behind them: the vector of an exception, or none; its error code, where it came, CR2 and DR6.
 const VECTOR: u64 = AFTER + 17 * 8;
 const ERROR: u64 = VECTOR + 8;
 const AT: u64 = VECTOR + 16;
 const CR2: u64 = VECTOR + 24;
-const RESULT_LEN: usize = 21 * 8;
+const DR6: u64 = VECTOR + 32;
+const RESULT_LEN: usize = 22 * 8;
 const NO_VECTOR: i32 = 0x100;
+/// What a program that steps itself gets behind each instruction.
+const DEBUG_VECTOR: u64 = 1;
+const TRAP_FLAG: u64 = 0x100;
 /// The floating-point state before and after: 512 bytes each.
 const FLOAT_BEFORE: u64 = DATA + 0x400;
 const FLOAT_AFTER: u64 = DATA + 0x600;
@@ -58,6 +62,22 @@ fn store_registers(a: &mut CodeAssembler) -> Assembled {
         a.mov(qword_ptr(AFTER + place * 8), register)?;
     }
     Ok(())
+}
+
+/// Goes to the instruction as from a handler, so that the trap flag holds from there on.
+fn go(a: &mut CodeAssembler) -> Assembled {
+    a.mov(rsp, STACK)?;
+    a.push(low(u64::from(DATA_SELECTOR)))?;
+    a.push(qword_ptr(BEFORE + 15 * 8))?;
+    a.push(qword_ptr(BEFORE + 16 * 8))?;
+    a.push(low(u64::from(CODE_SELECTOR)))?;
+    a.push(low(CODE))?;
+    let registers = [rax, rbx, rcx, rdx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+    for (place, register) in (0..).zip(registers) {
+        a.mov(register, qword_ptr(BEFORE + place * 8))?;
+    }
+    a.mov(qword_ptr(VECTOR), 0)?;
+    a.iretq()
 }
 
 /// Carries out one instruction after the other, as the host puts them in place.
@@ -100,6 +120,10 @@ fn program() -> Program {
         }
         a.mov(rax, cr2)?;
         a.mov(qword_ptr(CR2), rax)?;
+        a.mov(rax, dr6)?;
+        a.mov(qword_ptr(DR6), rax)?;
+        a.xor(eax, eax)?;
+        a.mov(dr6, rax)?;
         a.set_label(&mut end)?;
         a.mov(rsp, STACK)?;
         a.push(2)?;
@@ -156,19 +180,7 @@ fn program() -> Program {
         a.lea(rax, ptr(done))?;
         a.mov(qword_ptr(CODE - 8), rax)?;
         a.fxrstor64(ptr(FLOAT_BEFORE))?;
-        a.mov(rsp, STACK)?;
-        a.push(qword_ptr(BEFORE + 16 * 8))?;
-        a.popfq()?;
-        for (place, register) in
-            (0..).zip([rax, rbx, rcx, rdx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, rsp])
-        {
-            a.mov(register, qword_ptr(BEFORE + place * 8))?;
-        }
-        a.mov(qword_ptr(VECTOR), 0)?;
-        let mut code = a.create_label();
-        a.set_label(&mut code)?;
-        // jmp CODE
-        a.jmp(CODE)
+        go(a)
     })
 }
 
@@ -416,8 +428,11 @@ impl Case {
         if !stays_here(&instruction, &registers) {
             return None;
         }
-        // Carry, parity, adjust, zero, sign, direction, overflow.
+        // Carry, parity, adjust, zero, sign, direction, overflow; some steps of the program's own.
         registers[16] = random.next() & 0xcd5 | 2;
+        if random.one_in(3) {
+            registers[16] |= TRAP_FLAG;
+        }
         let mut float = [0; 512];
         float[160..416].iter_mut().for_each(|byte| *byte = random.next().to_le_bytes()[0]);
         // The control words' reset values (Intel SDM vol. 1, 10.5.1).
@@ -474,8 +489,13 @@ fn compare(trapping: Trapping, access: Access, seed: u64, cases: u64) {
     let program = program();
     let (untrapped, trapped) = (Vcpus::start(&program, 1), Vcpus::start_as(&program, 1, &[], trapping));
     let heard = Heard::of(&trapped);
+    // Where code is watched, every instruction is trapped.
+    let watched = match access {
+        Access::Writes => vec![PAGE, PAGE + 0x1000],
+        Access::All => vec![PAGE, PAGE + 0x1000, CODE],
+    };
     let mut random = Random(seed);
-    let (mut raised, mut wrote) = (0, 0);
+    let (mut raised, mut stepped, mut wrote) = (0, 0, 0);
     prepare(&untrapped);
     prepare(&trapped);
     for number in 1..=cases {
@@ -484,9 +504,9 @@ fn compare(trapping: Trapping, access: Access, seed: u64, cases: u64) {
         case.put(&trapped);
         let pattern = bytes(&untrapped, AROUND, AROUND_LEN);
         let expected = run(&untrapped, number, &case);
-        heard.watch(&trapped, &[PAGE, PAGE + 0x1000], access);
+        heard.watch(&trapped, &watched, access);
         let left = run(&trapped, number, &case);
-        heard.end(&trapped, &[PAGE, PAGE + 0x1000]);
+        heard.end(&trapped, &watched);
         let told = heard.take();
         let name = format!(
             "seed {seed:#x}, case {number}, {trapping}, {access:?}: {} ({:02x?}), registers {:x?}",
@@ -505,17 +525,22 @@ fn compare(trapping: Trapping, access: Access, seed: u64, cases: u64) {
             assert!(heard.image(page) == bytes(&trapped, page, 4096), "{name}: told {told:x?}");
         }
         assert!(told.iter().all(|told| matches!(told.by, By::Vcpu { id: 0, .. })), "{name}: {told:x?}");
-        raised += u64::from(expected.result[17] != u64::from(NO_VECTOR.unsigned_abs()));
+        match expected.result[17] {
+            DEBUG_VECTOR => stepped += 1,
+            vector => raised += u64::from(vector != u64::from(NO_VECTOR.unsigned_abs())),
+        }
         wrote += u64::from(pattern != expected.memory);
     }
     let tally = trapped.threads.traps().tally();
     assert!(tally.unseen == 0 && tally.lost == 0, "{tally:?}");
-    // Most are carried out, many write, and some fault.
+    // Most are carried out, many write, some fault, and some are the program's own steps.
     assert!(
-        raised * 2 < cases && raised > 0 && wrote * 16 > cases,
-        "{raised} raised, {wrote} wrote of {cases}"
+        raised * 2 < cases && raised > 0 && wrote * 16 > cases && stepped * 8 > cases,
+        "{raised} raised, {wrote} wrote, {stepped} stepped of {cases}"
     );
-    eprintln!("{trapping}, {access:?}: {cases} instructions, {wrote} wrote, {raised} faulted: {tally:?}");
+    eprintln!(
+        "{trapping}, {access:?}: {cases} instructions, {wrote} wrote, {raised} faulted, {stepped} stepped: {tally:?}"
+    );
 }
 
 #[test]
