@@ -8,8 +8,9 @@
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, kvm_guest_debug};
+use kvm_bindings::{KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE};
 
+use super::trip::guest_debug;
 use crate::sys::kvm::{GuestVm, KvmError};
 use crate::sys::vcpu::VcpuRun;
 
@@ -26,7 +27,6 @@ impl QuietVcpu {
     /// Keeps interrupts away from it, or no longer.
     pub(super) fn hold(&self, on: bool) -> io::Result<()> {
         let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_BLOCKIRQ } else { 0 };
-        let debug = kvm_guest_debug { control, ..kvm_guest_debug::default() };
-        Ok(self.0.fd().set_guest_debug(&debug)?)
+        guest_debug(self.0.fd(), control)
     }
 }

@@ -7,6 +7,7 @@ use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
     KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_guest_debug, kvm_regs,
 };
+use kvm_ioctls::VcpuFd;
 
 use super::alarm::{Alarm, LIMIT};
 use super::armed::ArmedPages;
@@ -84,7 +85,7 @@ impl Trip<'_> {
         if self.steps {
             control |= KVM_GUESTDBG_SINGLESTEP;
         }
-        debug(vcpu, control)?;
+        guest_debug(vcpu.fd(), control)?;
         let ended = ground.enter(vcpu, self.plan, pages).and_then(|entered| {
             if !entered {
                 return Ok(None);
@@ -94,7 +95,7 @@ impl Trip<'_> {
             self.run(vcpu, ground, pages, alarm).map(Some)
         });
         let left = ground.leave(vcpu, pages);
-        let still = debug(vcpu, 0);
+        let still = guest_debug(vcpu.fd(), 0);
         alarm.end();
         let Some(ended) = ended? else { return Ok(Ended::Before) };
         let by_itself = left?;
@@ -202,9 +203,10 @@ fn is_reset(vcpu: &Attached<'_>) -> io::Result<bool> {
     Ok(sregs.cs.base.wrapping_add(regs.rip) == 0xffff_fff0 && sregs.cr0 & 1 == 0)
 }
 
-fn debug(vcpu: &Attached<'_>, control: u32) -> io::Result<()> {
+/// Has KVM step a vCPU, or keep interrupts away from it (KVM api.rst 4.87); 0 for neither.
+pub(super) fn guest_debug(vcpu: &VcpuFd, control: u32) -> io::Result<()> {
     let debug = kvm_guest_debug { control, ..kvm_guest_debug::default() };
-    Ok(vcpu.fd().set_guest_debug(&debug)?)
+    Ok(vcpu.set_guest_debug(&debug)?)
 }
 
 #[cfg(test)]
