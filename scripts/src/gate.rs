@@ -309,12 +309,17 @@ fn second_try(program: &TestProgram, suite: &mut Suite) -> Option<Step> {
     suite.counts.skipped -= skipped.len();
     let names: Vec<&str> = skipped.iter().map(|each| each.test.as_str()).collect();
     progress::note(format!("{}: {} tests cannot run here and go to the KVM host", program.name, names.len()));
-    Some(step(&format!("{}, second try", program.name), program, &format!("--exact {}", names.join(" "))))
+    let name = format!("{}, second try", program.name);
+    Some(step(&name, TESTS, program, &format!("--exact {}", names.join(" "))))
 }
 
-fn step(name: &str, program: &TestProgram, arguments: &str) -> Step {
+/// Where a host has cargo's test programs, unless it has only what it is given.
+const TESTS: &str = "LUCOS_BIN/deps";
+
+/// Runs a test program from a folder below one that a variable names.
+fn step(name: &str, folder: &str, program: &TestProgram, arguments: &str) -> Step {
     let file = program.executable.file_name().unwrap_or_default().to_string_lossy();
-    Step { name: name.to_owned(), command: format!("\"$LUCOS_BIN/deps/{file}\" {arguments}") }
+    Step { name: name.to_owned(), command: format!("\"${folder}/{file}\" {arguments}") }
 }
 
 /// On the AMD host: what needs KVM, and the system tests. The gate has one such host, and where that is emulated, it has two to
@@ -338,7 +343,7 @@ fn amd(
             steps.extend(again.iter().cloned());
             // One test at a time: they measure pauses, and a host has few processors.
             let kvm = programs.iter().filter(|program| program.needs_kvm());
-            steps.extend(kvm.map(|program| step(&program.name, program, "--test-threads=1")));
+            steps.extend(kvm.map(|program| step(&program.name, TESTS, program, "--test-threads=1")));
         }
         steps.push(system_tests(extent.tier(), *part));
         sessions.push(only.of(Session { place: name(&spec), spec: spec.clone(), steps }));
@@ -366,12 +371,13 @@ fn intel(
     extent: Extent,
     only: &Only,
 ) -> Session {
-    let spec = HostSpec { cpu: Some(Cpu::Intel), kernel, images: images.to_vec(), ..HostSpec::default() };
+    let traps = if extent == Extent::Full { bochs::program(programs) } else { None };
+    let with = traps.iter().map(|program| program.executable.clone()).collect();
+    let images = images.to_vec();
+    let spec = HostSpec { cpu: Some(Cpu::Intel), kernel, images, with, ..HostSpec::default() };
     let tier = if extent == Extent::Full { "intel-full" } else { "intel" };
     let mut steps = vec![system_tests(tier, None)];
-    if extent == Extent::Full {
-        steps.extend(bochs::traps(programs));
-    }
+    steps.extend(traps.map(bochs::traps));
     only.of(Session { place: name(&spec), spec, steps })
 }
 

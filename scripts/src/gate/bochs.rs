@@ -27,18 +27,22 @@ const LEFT_OUT: [(&str, &str); 6] = [
     ("fuzz::instructions_at_random_do_what_they_do_untrapped", "an interpreter needs hours for it"),
 ];
 
-/// The tests of traps without those; their names stand in the report.
-pub(super) fn traps(programs: &[TestProgram]) -> Option<Step> {
-    let program = programs.iter().find(|program| program.target == TRAPS)?;
+/// The one of these that tests traps.
+pub(super) fn program(programs: &[TestProgram]) -> Option<&TestProgram> {
+    programs.iter().find(|program| program.target == TRAPS)
+}
+
+/// The tests of traps without those; their names stand in the report. The host is given the program by itself.
+pub(super) fn traps(program: &TestProgram) -> Step {
     let (mut arguments, mut names) = ("--test-threads=1".to_owned(), String::new());
     for (test, why) in LEFT_OUT {
         let _ = write!(arguments, " --skip {test}");
         let _ = writeln!(names, "echo '  {test}: {why}'");
     }
-    let Step { name, command } = step(&program.name, program, &arguments);
+    let Step { name, command } = step(&program.name, "LUCOS_WITH", program, &arguments);
     let command =
         format!("{command}\nstatus=$?\necho 'left out, {} tests:'\n{names}( exit $status )", LEFT_OUT.len());
-    Some(Step { name, command })
+    Step { name, command }
 }
 
 #[cfg(test)]
@@ -55,10 +59,10 @@ mod tests {
             package: "/w".into(),
             executable: "/w/false".into(),
         };
-        assert!(traps(&[]).is_none());
-        let step = traps(&[program]).unwrap();
+        assert_eq!(super::program(&[]), None);
+        let step = traps(super::program(&[program]).unwrap());
         let run =
-            Command::new("sh").args(["-c", &step.command]).env("LUCOS_BIN", "/nowhere").output().unwrap();
+            Command::new("sh").args(["-c", &step.command]).env("LUCOS_WITH", "/nowhere").output().unwrap();
         let said = String::from_utf8(run.stdout).unwrap();
         assert!(said.starts_with("left out, 6 tests:\n  classes::all") && !run.status.success(), "{said}");
         for (test, _) in LEFT_OUT {
