@@ -56,6 +56,12 @@ impl Report {
         Ok(usize::try_from(self.count("lost")?)?)
     }
 
+    /// How many pages are listed as given up for this reason.
+    pub(crate) fn lost_because(&self, why: &str) -> Result<usize> {
+        let lost = self.0["lost"].as_array().with_context(|| format!("no lost pages in {}", self.0))?;
+        Ok(lost.iter().filter(|page| page["why"] == why).count())
+    }
+
     /// Nobody wrote without being seen, and pages were given up only for what the guest has done with them, `most` of them.
     pub(crate) fn ensure_right(&self, most: usize) -> Result<()> {
         ensure!(self.count("unseen")? == 0, "something was written that nobody saw: {}", self.0);

@@ -4,6 +4,7 @@
 //! writes took effect, before the next one does. The guest runs meanwhile; only who touches a watched page waits.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::addr::{Gpa, Gva};
 
@@ -97,8 +98,11 @@ impl fmt::Display for Lost {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotWatched {
     /// It is no page of RAM.
-    #[error("there is no page of RAM at {0}: give the address of a page's first byte")]
+    #[error("there is no RAM at {0}")]
     NoPage(Gpa),
+    /// It is no page's first byte.
+    #[error("{0} is in the middle of the page at {page}", page = page_of(*.0))]
+    NotFirst(Gpa),
     /// The processor uses it as a page table: each use of it would be trapped, and the guest would crawl.
     #[error("the page at {0} is a page table in use; data in it cannot be watched")]
     Table(Gpa),
@@ -118,8 +122,8 @@ pub enum NotWatched {
         /// How many there may be.
         most: usize,
     },
-    /// This host cannot trap.
-    #[error("accesses cannot be trapped on this host: {0}")]
+    /// This host cannot trap, or not this guest.
+    #[error("accesses of this guest cannot be trapped: {0}")]
     Unable(String),
     /// The host failed.
     #[error("{0}")]
@@ -138,6 +142,9 @@ pub trait Watcher: Send + Sync {
 
 /// A guest whose pages can be watched.
 pub trait Watched {
+    /// Who hears of accesses from now on, in place of who did before.
+    fn set_watcher(&self, watcher: Arc<dyn Watcher>);
+
     /// Watches `pages`, each named by its first byte, or no longer, with `None`. The guest runs on. All of them or none.
     fn set_access(&self, pages: &[Gpa], access: Option<Access>) -> Result<(), NotWatched>;
 }

@@ -19,7 +19,7 @@
 //! | [`doctor`] | what this host can run, and what to do about what is missing |
 //! | [`agent`] | the way to the agent in the guest: hypercalls, requests, patches from inside |
 //! | [`sys`] | every `unsafe` block: mappings and the ioctls the libraries lack |
-//! | [`trap`] | watched pages of the guest, and every access to them
+//! | [`trap`] | watched pages of the guest, and every access to them |
 //! | [`memory`] | guest RAM (three mappings of one memfd) and the gate that devices write through |
 //! | [`device`] | what Linux needs to boot: buses, serial ports, PCI, NVMe, virtio, ACPI registers |
 

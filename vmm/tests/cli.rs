@@ -28,6 +28,10 @@ fn a_refused_configuration_names_flag_value_problem_and_remedy() {
         (&["--kernel", "k", "--net", "mac=52:54:00:00:00:01"], &["--net", "`tap` is missing", "write tap="]),
         (&["--kernel", "k", "--serial", "pty"], &["--serial", "pty", "tty, null or file=PATH"]),
         (&["--kernel", "k", "--cpu-profile", "max"], &["--cpu-profile", "stock, host"]),
+        (
+            &["--kernel", "k", "--cpu-profile", "host", "--traps", "hold-all"],
+            &["--traps hold-all", "leave it out"],
+        ),
         (&["--kernel", "k", "--log-level", "loud"], &["--log-level", "error, warn, info"]),
         (&["--kernel", "k", "--api-socket", ""], &["--api-socket", "empty"]),
         (&["--config", "/nowhere.toml"], &["--config /nowhere.toml", "check the path"]),

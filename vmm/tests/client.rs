@@ -249,19 +249,27 @@ fn pages_come_from_the_command_line_a_file_or_standard_input() {
     assert_eq!(watched(text(&output)), serde_json::json!(["0x2000"]));
 
     pages.push("0x1000".into());
-    let refusals: [(&[&str], &str); 5] = [
+    let refusals: [(i32, &[&str], &str); 7] = [
         (
+            1,
             &["--pages-from", &list("more", &pages)],
-            "names 30001 pages, and 30000 can be watched at once; name fewer",
+            "30001 pages are named, and 30000 can be watched at once; name fewer",
         ),
-        (&["--pages-from", &list("bad", &["0x1000".into(), "no".into()])], "line 2 of "),
-        (&["--pages-from", "/nowhere"], "cannot read pages from /nowhere: No such file"),
-        (&["0x1000", "nonsense"], "\\\"nonsense\\\" is no address (`pages[1]`)"),
-        (&[], "no page is named"),
+        (1, &["--pages-from", &list("bad", &["0x1000".into(), "no".into()])], "line 2 of "),
+        (1, &["--pages-from", &list("empty", &[])], "no page is named in "),
+        (1, &["--pages-from", "/nowhere"], "cannot read pages from /nowhere: No such file"),
+        // Mistakes of the command line.
+        (
+            2,
+            &["0x1000", "nonsense"],
+            "'nonsense' for '[ADDRESS]...': it is no address; give a hexadecimal number",
+        ),
+        (2, &["--busiest", "0"], "'0' for '--busiest <N>'"),
+        (2, &[], "--busiest <N>"),
     ];
-    for (arguments, said) in refusals {
+    for (expected, arguments, said) in refusals {
         let (code, out, err) = arm(arguments);
-        assert_eq!(code, Some(1), "{arguments:?}");
+        assert_eq!(code, Some(expected), "{arguments:?}");
         assert!((out + &err).contains(said), "{arguments:?}: {err}");
     }
 }

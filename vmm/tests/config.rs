@@ -176,7 +176,7 @@ api_socket = "api.sock"
 patch_key = ["me.pub"]
 guest_patches = "signed"
 traps = "hold-all"
-cpu_profile = "host"
+cpu_profile = "stock"
 log_level = "info"
 "#;
 
@@ -195,7 +195,7 @@ fn whole() -> MachineSpec {
         patch_keys: vec!["me.pub".into()],
         guest_patches: GuestPatches::Signed,
         traps: Trapping::HoldAll,
-        cpu_profile: CpuProfile::Host,
+        cpu_profile: CpuProfile::Stock,
         log_level: LogLevel::Info,
     }
 }
@@ -223,6 +223,9 @@ fn the_smallest_file_has_the_documented_defaults() {
     let spec: MachineSpec = toml::from_str("kernel = 'bzImage'").unwrap();
     assert_eq!(spec, MachineSpec::new("bzImage"));
     assert_eq!((spec.cpus.get(), spec.memory.bytes(), spec.serial), (1, 512 << 20, SerialSpec::Tty));
+    // Not with a way to trap accesses.
+    let spec: MachineSpec = toml::from_str("kernel = 'bzImage'\ncpu_profile = 'host'").unwrap();
+    assert_eq!(spec.cpu_profile, CpuProfile::Host);
 }
 
 #[test]

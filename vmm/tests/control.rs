@@ -145,7 +145,7 @@ fn as_many_pages_as_can_be_watched_are_named_in_one_request() {
         }
     };
     let more = serde_json::json!({"pages": pages(MOST_PAGES + 1)}).to_string();
-    refused(more.as_bytes(), 400, "too_many_pages", "`pages` names 30001 pages, and 30000", "fewer");
+    refused(more.as_bytes(), 400, "too_many_pages", "30001 pages are named, and 30000", "fewer");
     let far_more = serde_json::json!({"pages": pages(MOST_PAGES * 2)}).to_string();
     refused(
         far_more.as_bytes(),
@@ -162,7 +162,13 @@ fn as_many_pages_as_can_be_watched_are_named_in_one_request() {
     let bad = br#"{"pages": ["0x1000", "1000h"]}"#;
     refused(bad, 400, "bad_page", "\"1000h\" is no address (`pages[1]`)", "hexadecimal");
     refused(b"{}", 400, "bad_page", "no page is named", "busiest");
-    refused(br#"{"pages": ["0x1001"]}"#, 422, "not_watched", "that is no page", "lucos traps");
+    refused(
+        br#"{"pages": ["0x1001"]}"#,
+        422,
+        "not_watched",
+        "0x1001 is in the middle of the page at 0x1000",
+        "first byte",
+    );
 }
 
 #[test]

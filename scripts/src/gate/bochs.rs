@@ -14,8 +14,12 @@ const TRAPS: &str = "kvm_traps";
 const LINGERS: &str =
     "a step that leaves the guest in the middle is followed by a stray debug exception in Bochs";
 
+/// Seen with several vCPUs, one of which begins anew, or while pages begin to be watched: not where one of them runs alone, but behind
+/// others. What the host waits for is not known.
+const STANDS_STILL: &str = "the host that Bochs is stands still in it";
+
 /// What it does not, and why.
-const LEFT_OUT: [(&str, &str); 6] = [
+const LEFT_OUT: [(&str, &str); 8] = [
     ("classes::all_accesses_are_exact", LINGERS),
     ("exceptions::are_as_without_a_trap", LINGERS),
     ("unemulated::a_mapping_between_a_device_and_a_watched_page_stops_nobody", LINGERS),
@@ -24,6 +28,8 @@ const LEFT_OUT: [(&str, &str); 6] = [
         "escapes::a_handler_that_moves_lets_a_vcpu_go_for_a_moment",
         "an interpreter with one processor comes to something else in a step once in thousands of them",
     ),
+    ("endings::a_vcpu_that_is_started_anew", STANDS_STILL),
+    ("sharing::watching_begins_and_ends_under_writers", STANDS_STILL),
     ("fuzz::instructions_at_random_do_what_they_do_untrapped", "an interpreter needs hours for it"),
 ];
 
@@ -64,7 +70,7 @@ mod tests {
         let run =
             Command::new("sh").args(["-c", &step.command]).env("LUCOS_WITH", "/nowhere").output().unwrap();
         let said = String::from_utf8(run.stdout).unwrap();
-        assert!(said.starts_with("left out, 6 tests:\n  classes::all") && !run.status.success(), "{said}");
+        assert!(said.starts_with("left out, 8 tests:\n  classes::all") && !run.status.success(), "{said}");
         for (test, _) in LEFT_OUT {
             assert!(step.command.contains(&format!("--skip {test}")));
         }

@@ -62,6 +62,7 @@ fn watched(kind: &str, cpus: u32, pages: usize) -> Result<()> {
 /// The Intel host interprets each instruction of the guest and of the host below it: few pages for a short time, and a load that
 /// such a guest gets through. It is processes that write files and pass them on, whose sums must be right.
 fn on_intel() -> Result<()> {
+    const PAGES: usize = 8;
     const LOAD: &str = "(until test -e /end; do seq 300 > /a && cat /a /a | md5sum | cmp -s - /sum || echo wrong >> /wrong; \
                         echo >> /rounds; done) & true";
     let (builder, _folder) = planted("6.1-cloud", 1)?;
@@ -70,8 +71,8 @@ fn on_intel() -> Result<()> {
     vm.run("dmesg -n 5; seq 300 > /a; cat /a /a | md5sum > /sum")?;
     vm.run(LOAD)?;
     println!("under load");
-    let report = Report::of_arming(&vm, 8, 0)?;
-    println!("8 pages are watched: {}", report.counts());
+    let report = Report::of_arming(&vm, PAGES, 0)?;
+    println!("{PAGES} pages are watched: {}", report.counts());
     let begin = Instant::now();
     let mut report = Report::of_now(&vm)?;
     while begin.elapsed() < SHORT || report.count("accesses")? < 100 {
@@ -80,8 +81,9 @@ fn on_intel() -> Result<()> {
         report = Report::of_now(&vm)?;
     }
     let report = Report::of_disarming(&vm)?;
-    println!("8 pages, {} s: {}", begin.elapsed().as_secs(), report.counts());
-    report.ensure_right(2)?;
+    println!("{PAGES} pages, {} s: {}", begin.elapsed().as_secs(), report.counts());
+    // So few may all but one become page tables of processes.
+    report.ensure_right(PAGES - 1)?;
     let said = vm.run_within("touch /end; wait; test ! -e /wrong && wc -l < /rounds", LONG_COMMAND)?;
     // The shell also says that a job of its own has ended.
     let rounds = said.lines().last().unwrap_or_default().trim().parse::<u32>();
@@ -146,6 +148,9 @@ fn restarts() -> Result<()> {
     vm.shell(BOOT).context("the boot after a restart")?;
     let report = Report::of_now(&vm)?;
     ensure!(report.pages()? == 0 && report.count("accesses")? == 0, "{}", report.counts());
+    let ended = report.lost_because("the guest was reset or switched off")?;
+    // Some may have become page tables before.
+    ensure!(ended > PAGES / 2, "{ended} of {PAGES} pages are said to have ended with the guest");
     under_watch(&mut vm)?;
     vm.power_off()?;
     drop(folder);
@@ -191,10 +196,8 @@ fn refused() -> Result<()> {
     let (builder, _folder) = planted("6.1-cloud", 1)?;
     let vm = start(builder)?;
     for (verb, said) in [
-        ("arm 0x1001", "there is no page of RAM at 0x1001"),
-        ("arm 0xfee00000", "there is no page of RAM"),
-        ("arm nonsense", "no address"),
-        ("arm", "no page is named"),
+        ("arm 0x1001", "0x1001 is in the middle of the page at 0x1000"),
+        ("arm 0xfee00000", "there is no RAM at 0xfee00000"),
     ] {
         let output = vm.try_lucos(verb)?;
         ensure!(output.code == 1 && output.out.contains(said), "`lucos {verb}` said {output:?}");

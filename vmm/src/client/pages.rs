@@ -13,7 +13,11 @@ pub(super) fn read(path: &Path) -> Result<Vec<String>, String> {
     } else {
         (path.display().to_string(), File::open(path).and_then(limited))
     };
-    let text = text.map_err(|error| format!("cannot read pages from {name}: {error}"))?;
+    let text = text.map_err(|error| {
+        format!(
+            "cannot read pages from {name}: {error}; name a text file with one hexadecimal address in a line"
+        )
+    })?;
     let mut pages = Vec::new();
     for (number, line) in (1..).zip(text.lines().map(str::trim)) {
         if line.is_empty() {
@@ -26,7 +30,18 @@ pub(super) fn read(path: &Path) -> Result<Vec<String>, String> {
         }
         pages.push(line.to_owned());
     }
+    if pages.is_empty() {
+        return Err(format!("no page is named in {name}; write one hexadecimal address in a line"));
+    }
     Ok(pages)
+}
+
+/// One that the command line names.
+pub(super) fn address(text: &str) -> Result<String, String> {
+    match ArmRequest::address(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("it is no address; give a hexadecimal number, such as 0x1c05000".to_owned()),
+    }
 }
 
 /// Reads no more than the addresses of all pages that can be watched have.
@@ -80,5 +95,8 @@ mod tests {
             assert!(error.contains(path) && error.contains(what), "{error}");
         }
         assert!(read(file(b"\xff\n").path()).is_err());
+        let empty = file(b"\n \n");
+        let error = read(empty.path()).unwrap_err();
+        assert!(error.contains("no page is named in /"), "{error}");
     }
 }

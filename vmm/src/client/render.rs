@@ -14,6 +14,9 @@ use crate::control::model::{
     Accepted, Bucket, Counters, Histogram, PauseReport, ResumeReport, TrapReport, VersionInfo, VmInfo,
 };
 
+/// How the addresses of watched pages are listed.
+const PAGES_IN_A_LINE: usize = 8;
+const LINES_OF_PAGES: usize = 8;
 /// Length of the longest bar of a histogram.
 const BAR: u64 = 40;
 
@@ -86,6 +89,7 @@ fn traps(TrapReport { way, pages, counts, lost }: &TrapReport) -> String {
         1 => format!("1 page is watched; accesses are carried out {way}\n"),
         count => format!("{count} pages are watched; accesses are carried out {way}\n"),
     };
+    listed(&mut text, pages);
     section(
         &mut text,
         "since the guest was started",
@@ -95,6 +99,17 @@ fn traps(TrapReport { way, pages, counts, lost }: &TrapReport) -> String {
         let _ = writeln!(text, "no longer watched: {}: {}", page.page, page.why);
     }
     text
+}
+
+/// The addresses of pages, as many as fit on a screen.
+fn listed(text: &mut String, pages: &[String]) {
+    for line in pages.chunks(PAGES_IN_A_LINE).take(LINES_OF_PAGES) {
+        let _ = writeln!(text, "  {}", line.join(" "));
+    }
+    let more = pages.len().saturating_sub(PAGES_IN_A_LINE * LINES_OF_PAGES);
+    if more > 0 {
+        let _ = writeln!(text, "  and {more} more, which `--json` has");
+    }
 }
 
 /// A titled table, the largest number first.

@@ -1,8 +1,9 @@
 //! The verbs, one for each endpoint of the API.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::{Subcommand, ValueHint};
+use clap::{ArgGroup, Subcommand, ValueHint};
 
 use super::pages;
 use crate::control::model::ArmRequest;
@@ -55,17 +56,18 @@ pub enum Verb {
         #[arg(value_name = "NAME")]
         name: Option<String>,
     },
-    /// Watch pages of the guest: each access to one is carried out alone, and counted
+    /// Watch pages of the guest, besides those that are watched: each access to one is carried out alone, and counted
+    #[command(group = ArgGroup::new("which").required(true).multiple(true).args(["pages", "pages_from", "busiest"]))]
     Arm {
-        /// Guest physical addresses of pages, in hexadecimal
-        #[arg(value_name = "ADDRESS")]
+        /// Guest physical addresses of pages, in hexadecimal; 30,000 at most
+        #[arg(value_name = "ADDRESS", value_parser = pages::address)]
         pages: Vec<String>,
-        /// More of them, one in a line; `-` is standard input
+        /// More of them, one hexadecimal address in a line; `-` is standard input
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         pages_from: Option<PathBuf>,
-        /// This many of the pages that the guest writes to most
-        #[arg(long, value_name = "N", default_value_t = 0)]
-        busiest: usize,
+        /// This many of the pages that the guest writes to most, or fewer where it writes to fewer; half a second is taken to find them
+        #[arg(long, value_name = "N")]
+        busiest: Option<NonZeroUsize>,
         /// Reads, too
         #[arg(long)]
         all: bool,
@@ -95,7 +97,7 @@ impl Verb {
         Self::TextCheck,
         Self::Symbols { filter: None },
         Self::Modules { name: None },
-        Self::Arm { pages: Vec::new(), pages_from: None, busiest: 0, all: false },
+        Self::Arm { pages: Vec::new(), pages_from: None, busiest: None, all: false },
         Self::Traps,
         Self::Disarm,
         Self::Shutdown,
@@ -156,7 +158,8 @@ impl Verb {
                 if let Some(file) = pages_from {
                     pages.append(&mut pages::read(file)?);
                 }
-                pages::body(&ArmRequest { pages, busiest: *busiest, all: *all })
+                let busiest = busiest.map_or(0, NonZeroUsize::get);
+                pages::body(&ArmRequest { pages, busiest, all: *all })
             }
             _ => Ok(Vec::new()),
         }

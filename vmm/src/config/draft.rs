@@ -177,6 +177,9 @@ fn check(spec: &MachineSpec) -> Result<(), ConfigError> {
             return refused("--net", net, problem);
         }
     }
+    if spec.cpu_profile == CpuProfile::Host && spec.traps != Trapping::Best {
+        return refused("--traps", &spec.traps, ValueError::Nests);
+    }
     check_shared(spec)
 }
 

@@ -145,6 +145,12 @@ pub enum ValueError {
     /// Two users for one file or tap.
     #[error("it is given twice; what is written to can have one user only, so give each its own")]
     Shared,
+    /// A way to trap accesses of a guest that can have guests of its own.
+    #[error(
+        "no access of a guest with `--cpu-profile host` can be trapped, as a step would end its own guests; leave it out, or \
+             use `--cpu-profile stock`"
+    )]
+    Nests,
 }
 
 /// Why no machine can be made of what was asked for.

@@ -1,5 +1,7 @@
 //! The seam between the control API and the machine.
 
+use update_server::watch::NotWatched;
+
 use super::model::{
     Counters, MachineState, ModuleReport, PatchInfo, PatchList, PauseReport, ResumeReport, StackReport,
     SymbolReport, TaskReport, TextReport, TrapReport,
@@ -103,11 +105,8 @@ pub enum ControlError {
         why: String,
     },
     /// A page cannot be watched. Nothing has changed.
-    #[error("{why}")]
-    NotWatched {
-        /// What is wrong with it.
-        why: String,
-    },
+    #[error(transparent)]
+    NotWatched(#[from] NotWatched),
     /// A patch is not taken, or not moved on. Nothing in the guest was changed.
     #[error("{why}")]
     PatchRefused {

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use update_server::watch::NotWatched;
 
 use super::machine::ControlError;
 use super::model::{ApiError, MachineState};
@@ -92,11 +93,9 @@ impl From<ControlError> for Refusal {
                 "unknown_kernel",
                 "ask again when the guest has booted the kernel that the VMM was started with",
             ),
-            ControlError::NotWatched { .. } => (
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "not_watched",
-                "name other pages; `lucos traps` (GET /api/v1/vm.traps) lists those that are watched",
-            ),
+            ControlError::NotWatched(why) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "not_watched", instead_of_watching(&why))
+            }
             ControlError::PatchRefused { code, .. } => {
                 let next_step = match code {
                     "not_trusted" => {
@@ -127,6 +126,21 @@ impl From<ControlError> for Refusal {
     }
 }
 
+/// What to do where a page cannot be watched.
+fn instead_of_watching(why: &NotWatched) -> &'static str {
+    match why {
+        NotWatched::NoPage(_) | NotWatched::Table(_) | NotWatched::Hypervisor { .. } => {
+            "name other pages; none of these is watched now"
+        }
+        NotWatched::NotFirst(_) => "give the address of the page's first byte",
+        NotWatched::TooMany { .. } => {
+            "name fewer pages, or have the others given up: `lucos disarm` (PUT /api/v1/vm.disarm)"
+        }
+        NotWatched::Unable(_) => "see what this host can: `lucos-vmm doctor`",
+        NotWatched::Host(_) => "look at the VMM's log and report it",
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         (self.status, Json(self.error)).into_response()
@@ -149,6 +163,7 @@ mod tests {
             (ControlError::NobodyListens.into(), "lucos shutdown"),
             (patch("not_trusted").into(), "lucos apply --unsigned"),
             (patch("already_applied").into(), "lucos list"),
+            (ControlError::from(NotWatched::TooMany { asked: 2, most: 1 }).into(), "lucos disarm"),
             (ControlError::NoPatch { id: 1 }.into(), "lucos list"),
         ];
         for (refusal, verb) in refusals {

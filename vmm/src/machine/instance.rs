@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 use update_server::guest::Vcpu;
-use update_server::watch::{NotWatched, Watched};
+use update_server::watch::Watched;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -47,6 +47,8 @@ pub(super) struct Parts {
     nets: Vec<(Tap, MacAddress)>,
     /// How trapped accesses can be carried out here.
     traps: Proof,
+    /// Which pages were given up, a restart of the guest among the reasons.
+    lost_pages: Arc<LostPages>,
 }
 
 impl Parts {
@@ -73,7 +75,7 @@ impl Parts {
             Ok(_) => tracing::debug!("{traps}"),
             Err(why) => tracing::warn!("no access to guest memory can be trapped: {why}"),
         }
-        Ok(Self { kvm, disks, nets, traps })
+        Ok(Self { kvm, disks, nets, traps, lost_pages: Arc::default() })
     }
 }
 
@@ -209,8 +211,8 @@ impl Instance {
         let sender = events.sender();
         let on_stop = move |vcpu, stop| sender.send((vcpu, stop).into());
         let vcpus = VcpuThreads::start(&vm, &model, spec.cpus.get(), entry, Arc::new(bus), means, on_stop)?;
-        let lost_pages = Arc::new(LostPages::default());
-        vcpus.traps().set_watcher(Arc::clone(&lost_pages) as _);
+        let lost_pages = Arc::clone(&parts.lost_pages);
+        vcpus.set_watcher(Arc::clone(&lost_pages) as _);
         Ok(Arc::new(Self { vcpus, vm, gate, pm, attached, lost_pages, _huge_pages: huge_pages }))
     }
 
@@ -268,10 +270,9 @@ impl Instance {
     /// Watches pages while the guest runs.
     pub(super) fn arm(&self, arming: &Arming) -> Result<TrapReport, ControlError> {
         let failed = |error: KvmError| ControlError::Host { why: error.to_string() };
-        let refused = |error: NotWatched| ControlError::NotWatched { why: error.to_string() };
         let busiest =
             if arming.busiest > 0 { trapping::busiest(&self.vm).map_err(failed)? } else { Vec::new() };
-        self.vcpus.watch(&arming.pages, &busiest, arming.busiest, arming.access).map_err(refused)?;
+        self.vcpus.watch(&arming.pages, &busiest, arming.busiest, arming.access)?;
         Ok(self.traps())
     }
 
@@ -283,9 +284,7 @@ impl Instance {
     /// Watches nothing any more.
     pub(super) fn disarm(&self) -> Result<TrapReport, ControlError> {
         let pages = self.vcpus.traps().pages();
-        self.vcpus
-            .set_access(&pages, None)
-            .map_err(|error| ControlError::NotWatched { why: error.to_string() })?;
+        self.vcpus.set_access(&pages, None)?;
         Ok(self.traps())
     }
 

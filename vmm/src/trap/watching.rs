@@ -136,8 +136,11 @@ impl Order {
         self.ground.as_ref().map_err(|why| NotWatched::Unable(why.clone()))?;
         for &page in pages {
             let at = Gpa(page);
-            if page_of(at) != at || self.pages.ram.region(at, PAGE).is_none() {
+            if self.pages.ram.region(page_of(at), PAGE).is_none() {
                 return Err(NotWatched::NoPage(at));
+            }
+            if page_of(at) != at {
+                return Err(NotWatched::NotFirst(at));
             }
             if let Some(what) = self.hypervisor.purpose(at) {
                 return Err(NotWatched::Hypervisor { at, what });

@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 use update_server::addr::Gpa;
 use update_server::kernel::paging::PageTables;
-use update_server::watch::{Access, NotWatched, Watched};
+use update_server::watch::{Access, NotWatched, Watched, Watcher};
 
 use super::thread::VcpuThreads;
 use crate::inspect::GuestBytes;
@@ -61,6 +62,10 @@ impl VcpuThreads {
 }
 
 impl Watched for VcpuThreads {
+    fn set_watcher(&self, watcher: Arc<dyn Watcher>) {
+        self.traps().set_watcher(watcher);
+    }
+
     fn set_access(&self, pages: &[Gpa], access: Option<Access>) -> Result<(), NotWatched> {
         let tables = if access.is_some() { self.page_tables()? } else { HashSet::new() };
         self.traps().set_access(pages, access, &tables)

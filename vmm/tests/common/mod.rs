@@ -17,6 +17,7 @@ use lucos_vmm::control::model::{
 };
 use lucos_vmm::control::{Arming, ControlError, MachineControl};
 use lucos_vmm::update::{Board, Deadline};
+use update_server::watch::NotWatched;
 
 /// A machine that only keeps a state.
 #[derive(Debug)]
@@ -133,8 +134,8 @@ impl MachineControl for Scripted {
 
     fn arm(&self, arming: &Arming) -> Result<TrapReport, ControlError> {
         self.needs("vm.arm", MachineState::Running)?;
-        if arming.pages.iter().any(|page| page.0 % 4096 != 0) {
-            return Err(ControlError::NotWatched { why: "that is no page".into() });
+        if let Some(&page) = arming.pages.iter().find(|page| page.0 % 4096 != 0) {
+            return Err(NotWatched::NotFirst(page).into());
         }
         let mut pages: Vec<String> = arming.pages.iter().map(ToString::to_string).collect();
         pages.extend((0..arming.busiest).map(|page| format!("{:#x}", page << 12)));

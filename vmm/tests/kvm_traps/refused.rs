@@ -73,7 +73,8 @@ fn what_is_no_page_of_data_is_refused() {
     for table in [BOOT_PAGE_TABLES, BOOT_PAGE_TABLES + 0x3000] {
         assert_eq!(refused(table), NotWatched::Table(Gpa(table)));
     }
-    for nowhere in [DATA + 8, 64 << 20, 0xfee0_0000, !0xfff] {
+    assert_eq!(refused(DATA + 8), NotWatched::NotFirst(Gpa(DATA + 8)));
+    for nowhere in [64 << 20, 0xfee0_0000, !0xfff, u64::MAX] {
         assert_eq!(refused(nowhere), NotWatched::NoPage(Gpa(nowhere)));
     }
     assert!(vcpus.threads.traps().pages().is_empty());

@@ -21,7 +21,8 @@ const _: () = assert!(MOST_PAGES == 30_000);
 pub struct ArmRequest {
     /// Guest physical addresses of first bytes of pages, in hexadecimal, such as `0x1c05000`; 30,000 at most.
     pub pages: Vec<String>,
-    /// And as many of those that the guest writes to most; half a second is taken to find them.
+    /// And as many of those that the guest writes to most, or fewer where it writes to fewer in the half second that is taken to find
+    /// them.
     pub busiest: usize,
     /// Whether reads are trapped, too.
     pub all: bool,
@@ -64,7 +65,7 @@ pub enum BadPages {
     #[error("no page is named")]
     None,
     /// It names more than can be watched at once.
-    #[error("`pages` names {named} pages, and {MOST_PAGES} can be watched at once")]
+    #[error("{named} pages are named, and {MOST_PAGES} can be watched at once")]
     TooMany {
         /// How many.
         named: usize,
@@ -88,7 +89,7 @@ pub struct TrapReport {
     pub pages: Vec<String>,
     /// What has happened since the guest was started.
     pub counts: BTreeMap<String, u64>,
-    /// Pages that are no longer watched although nobody asked for that; the last ones.
+    /// Pages that are no longer watched although nobody asked for that; the last ones, also of before the guest restarted.
     pub lost: Vec<LostPage>,
 }
 
