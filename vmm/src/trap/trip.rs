@@ -126,6 +126,11 @@ impl Trip<'_> {
             self.exits.count(exit.kind());
             match exit {
                 VmExit::Stepped { dr6 } => {
+                    // So Linux 6.12 says that RSM has no state to resume, and goes on behind it (arch/x86/kvm/emulate.c, `em_rsm`).
+                    // The processor's own shutdowns come as an exit.
+                    if vcpu.take_back_shutdown()? {
+                        return Ok(Ended::Resumed);
+                    }
                     let regs = vcpu.general_registers()?;
                     if self.is_where_it_was(&regs) && again < AGAIN {
                         again += 1;

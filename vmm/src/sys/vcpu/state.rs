@@ -4,7 +4,8 @@
 use std::io;
 
 use kvm_bindings::{
-    KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, KVM_VCPUEVENT_VALID_TRIPLE_FAULT, kvm_regs,
+    kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{Error as KvmErrno, SyncReg};
 
@@ -103,6 +104,17 @@ impl Attached<'_> {
         self.vcpu.fd.set_regs(&state.regs)?;
         // What is optional is not written back.
         self.set_events(&kvm_vcpu_events { flags: 0, ..state.events })
+    }
+
+    /// Takes back a shutdown that KVM has on its way, if there is one and it shows that.
+    pub fn take_back_shutdown(&mut self) -> io::Result<bool> {
+        let mut events = self.events()?;
+        if events.triple_fault.pending == 0 {
+            return Ok(false);
+        }
+        (events.flags, events.triple_fault.pending) = (KVM_VCPUEVENT_VALID_TRIPLE_FAULT, 0);
+        self.set_events(&events)?;
+        Ok(true)
     }
 
     /// Lets the guest see that its processor does not have the next instruction.
