@@ -82,7 +82,7 @@ impl GuestVm {
         // The speaker port is answered in the kernel: Linux reads it while it calibrates its clock.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
         fd.create_pit2(pit).map_err(KvmError::of("KVM_CREATE_PIT2"))?;
-        // Where KVM has none, none is shown as being on its way (KVM api.rst 8.37).
+        // Where KVM cannot, no shutdown is shown as being on its way (KVM api.rst 4.31).
         let shutdowns = kvm_enable_cap {
             cap: KVM_CAP_X86_TRIPLE_FAULT_EVENT,
             args: [1, 0, 0, 0],

@@ -98,6 +98,20 @@ fn steps_itself(a: &mut CodeAssembler) -> Assembled {
     a.popfq()
 }
 
+/// A handler of steps: counts, and adds up where they came and what DR6 says.
+fn tell_step(a: &mut CodeAssembler) -> Assembled {
+    a.inc(qword_ptr(COUNTS + 8))?;
+    a.push(rax)?;
+    a.mov(rax, qword_ptr(rsp + 8))?;
+    a.add(qword_ptr(SUM + 32), rax)?;
+    a.mov(rax, dr6)?;
+    a.add(qword_ptr(SUM + 40), rax)?;
+    a.xor(eax, eax)?;
+    a.mov(dr6, rax)?;
+    a.pop(rax)?;
+    a.iretq()
+}
+
 /// Breakpoints, faults, the program's own steps and code that changes itself, all with what they leave told in memory.
 fn exceptions() -> Program {
     uniprocessor(|a| {
@@ -135,16 +149,7 @@ fn exceptions() -> Program {
         a.add(qword_ptr(rsp), 2)?;
         a.iretq()?;
         a.set_label(&mut on_step)?;
-        a.inc(qword_ptr(COUNTS + 8))?;
-        a.push(rax)?;
-        a.mov(rax, qword_ptr(rsp + 8))?;
-        a.add(qword_ptr(SUM + 32), rax)?;
-        a.mov(rax, dr6)?;
-        a.add(qword_ptr(SUM + 40), rax)?;
-        a.xor(eax, eax)?;
-        a.mov(dr6, rax)?;
-        a.pop(rax)?;
-        a.iretq()?;
+        tell_step(a)?;
 
         // What comes behind an event cannot be in the page that leads there.
         a.db(&[0; 4096])?;
@@ -232,14 +237,7 @@ fn refused_register() -> Program {
         a.add(qword_ptr(rsp), 2)?;
         a.iretq()?;
         a.set_label(&mut on_step)?;
-        a.inc(qword_ptr(COUNTS + 8))?;
-        a.push(rax)?;
-        a.mov(rax, qword_ptr(rsp + 8))?;
-        a.add(qword_ptr(SUM + 8), rax)?;
-        a.xor(eax, eax)?;
-        a.mov(dr6, rax)?;
-        a.pop(rax)?;
-        a.iretq()?;
+        tell_step(a)?;
         a.db(&[0; 4096])?;
         a.set_label(&mut begin)?;
         gate(a, 1, on_step)?;
