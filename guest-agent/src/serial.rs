@@ -3,6 +3,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_getfl, fcntl_setfl, flock, open};
 use rustix::io::Errno;
@@ -19,7 +22,7 @@ pub(crate) enum SerialError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// It is in use.
+    /// It is in use, and has been for as long as a killed agent may take to end.
     #[error("another lucos-agent sleeps on {}", .0.display())]
     Taken(PathBuf),
     /// It cannot be read.
@@ -30,21 +33,22 @@ pub(crate) enum SerialError {
     HungUp,
 }
 
+/// How long one waits for another agent to end. One that was killed while the kernel loads or unloads a module for it (neither
+/// can be interrupted) has the port until that is done: some grace periods of RCU, which a busy guest stretches to seconds.
+const ENDING: Duration = Duration::from_secs(10);
+
 /// The port, open and raw.
 #[derive(Debug)]
 pub(crate) struct SerialPort(OwnedFd);
 
 impl SerialPort {
-    /// Opens the device `path` for one agent.
+    /// Opens the device `path` for one agent; waits for one that is about to end.
     pub(crate) fn open(path: &Path) -> Result<Self, SerialError> {
         let failed = |error: Errno| SerialError::Open { path: path.into(), source: error.into() };
         // Without waiting for a carrier, which says nothing here.
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let port = open(path, flags, Mode::empty()).map_err(failed)?;
-        flock(&port, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-            Errno::WOULDBLOCK => SerialError::Taken(path.into()),
-            other => failed(other),
-        })?;
+        let port = lock(port).ok_or_else(|| SerialError::Taken(path.into()))?.map_err(failed)?;
         make_raw(&port).map_err(failed)?;
         let flags = fcntl_getfl(&port).map_err(failed)?;
         fcntl_setfl(&port, flags - OFlags::NONBLOCK).map_err(failed)?;
@@ -64,6 +68,23 @@ impl SerialPort {
             }
         }
     }
+}
+
+/// Gets the port for this process alone, if it can be had within [`ENDING`]. The wait is another thread's, since flock(2) has no
+/// limit of its own; if it lasts too long, that thread ends with the process.
+fn lock(port: OwnedFd) -> Option<Result<OwnedFd, Errno>> {
+    let (tell, told) = mpsc::sync_channel(1);
+    thread::spawn(move || {
+        let locked = loop {
+            match flock(&port, FlockOperation::LockExclusive) {
+                Err(Errno::INTR) => {}
+                other => break other,
+            }
+        };
+        // Nobody listens any more once the wait is over.
+        let _ = tell.send(locked.map(|()| port));
+    });
+    told.recv_timeout(ENDING).ok()
 }
 
 /// No echo, no lines, no signals; a read returns with the first byte.
