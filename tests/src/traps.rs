@@ -36,6 +36,11 @@ impl Report {
         Ok(report)
     }
 
+    /// Watches this page no longer.
+    pub(crate) fn of_disarming_one(vm: &Vm, page: &str) -> Result<Self> {
+        Ok(Self(vm.lucos(&format!("disarm {page}"))?))
+    }
+
     /// One of the counts.
     pub(crate) fn count(&self, name: &str) -> Result<u64> {
         self.0["counts"][name].as_u64().with_context(|| format!("no {name} in {}", self.0))
@@ -48,7 +53,13 @@ impl Report {
 
     /// How many pages are watched.
     pub(crate) fn pages(&self) -> Result<usize> {
-        Ok(self.0["pages"].as_array().with_context(|| format!("no pages in {}", self.0))?.len())
+        Ok(self.addresses()?.len())
+    }
+
+    /// Which ones.
+    pub(crate) fn addresses(&self) -> Result<Vec<String>> {
+        let pages = self.0["pages"].as_array().with_context(|| format!("no pages in {}", self.0))?;
+        Ok(pages.iter().map(|page| page.as_str().unwrap_or_default().to_owned()).collect())
     }
 
     /// How many pages were given up.

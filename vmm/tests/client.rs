@@ -248,6 +248,20 @@ fn pages_come_from_the_command_line_a_file_or_standard_input() {
     let output = command.stdin(File::open(&one).unwrap()).output().unwrap();
     assert_eq!(watched(text(&output)), serde_json::json!(["0x2000"]));
 
+    let disarm = |arguments: &[&str]| {
+        text(&lucos(&[&["--api-socket", socket, "--json", "disarm"], arguments].concat()))
+    };
+    // The machine of this test answers with the pages that were named.
+    assert_eq!(watched(disarm(&[])), serde_json::json!([]));
+    assert_eq!(watched(disarm(&["1000", "--pages-from", &one])), serde_json::json!(["0x1000", "0x2000"]));
+    for (expected, arguments, said) in [
+        (1, ["--pages-from", &list("none", &[])], "no page is named in "),
+        (2, ["0x1000", "nonsense"], "'nonsense' for '[ADDRESS]...': it is no address"),
+    ] {
+        let (code, out, err) = disarm(&arguments);
+        assert!(code == Some(expected) && err.contains(said), "{code:?} {out} {err}");
+    }
+
     pages.push("0x1000".into());
     let refusals: [(i32, &[&str], &str); 7] = [
         (

@@ -172,6 +172,35 @@ fn as_many_pages_as_can_be_watched_are_named_in_one_request() {
 }
 
 #[test]
+fn pages_are_given_up_by_name_or_all_together() {
+    let bench = bench();
+    let disarm = |body: &[u8]| ask(&bench.socket, "PUT", "/api/v1/vm.disarm", body);
+    // The machine of this test answers with the pages that were named.
+    for all in [&b""[..], b"null"] {
+        assert_eq!(disarm(all).1["pages"], serde_json::json!([]));
+    }
+    assert_eq!(
+        disarm(br#"{"pages": ["0x2000", "1000"]}"#).1["pages"],
+        serde_json::json!(["0x2000", "0x1000"])
+    );
+    let many = serde_json::json!({"pages": vec!["0x1000"; MOST_PAGES + 1]}).to_string();
+    for (body, code, said, next_step) in [
+        // A list that came out empty by mistake does not give all up.
+        ("{\"pages\": []}", "bad_page", "no page is named", "send no body to give all up"),
+        ("{}", "bad_body", "missing field `pages`", "or no body"),
+        ("{\"busiest\": 1}", "bad_body", "unknown field `busiest`", "or no body"),
+        ("{\"pages\": [\"no\"]}", "bad_page", "\"no\" is no address (`pages[0]`)", "hexadecimal"),
+        (&many, "too_many_pages", "30001 pages are named", "fewer"),
+    ] {
+        let (status, error) = disarm(body.as_bytes());
+        assert_eq!((status, &error["code"]), (400, &code.into()), "{error}");
+        for (field, piece) in [("message", said), ("next_step", next_step)] {
+            assert!(error[field].as_str().unwrap().contains(piece), "{piece:?} is not in {error}");
+        }
+    }
+}
+
+#[test]
 fn garbage_ends_only_its_own_connection() {
     let bench = bench();
     let mut random = vec![0; 4096];

@@ -203,5 +203,23 @@ fn refused() -> Result<()> {
         ensure!(output.code == 1 && output.out.contains(said), "`lucos {verb}` said {output:?}");
     }
     ensure!(vm.lucos("traps")?["pages"].as_array().is_some_and(Vec::is_empty));
-    Ok(())
+    some_are_given_up(&vm)
+}
+
+/// Of several pages that are watched, one is no longer, and then none.
+fn some_are_given_up(vm: &Vm) -> Result<()> {
+    const PAGES: usize = 4;
+    let before = Report::of_arming(vm, PAGES, 0)?.addresses()?;
+    let (first, others) = before.split_first().context("no page is watched")?;
+    let report = Report::of_disarming_one(vm, first)?;
+    // In the meantime, the guest may have made page tables of some.
+    let after = report.addresses()?;
+    ensure!(
+        !after.contains(first) && after.iter().all(|page| others.contains(page)),
+        "{before:?}, {after:?}"
+    );
+    ensure!(after.len() + report.lost()? >= others.len() && !after.is_empty(), "{before:?}, {after:?}");
+    let output = vm.try_lucos("disarm 0x1001")?;
+    ensure!(output.code == 1 && output.out.contains("0x1001 is in the middle"), "{output:?}");
+    Report::of_disarming(vm)?.ensure_right(PAGES - 1)
 }

@@ -1,13 +1,29 @@
-//! The pages that `lucos arm` names.
+//! The pages that `lucos arm` and `lucos disarm` name.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use serde::Serialize;
+
 use crate::control::model::{ArmRequest, BadPages};
+use crate::trap::MOST_PAGES;
+
+/// Those of the command line, and those in a file. What is too much for the VMM is refused here: it need not read what it refuses,
+/// and then its answer may be lost.
+pub(super) fn named(pages: &[String], file: Option<&Path>) -> Result<Vec<String>, String> {
+    let mut pages = pages.to_vec();
+    if let Some(file) = file {
+        pages.append(&mut read(file)?);
+    }
+    if pages.len() > MOST_PAGES {
+        return Err(format!("{}; name fewer pages", BadPages::TooMany { named: pages.len() }));
+    }
+    Ok(pages)
+}
 
 /// Addresses in a file, one in a line; empty lines are skipped. An error names the file, and the line if one is bad.
-pub(super) fn read(path: &Path) -> Result<Vec<String>, String> {
+fn read(path: &Path) -> Result<Vec<String>, String> {
     let (name, text) = if path == Path::new("-") {
         ("standard input".to_owned(), limited(io::stdin().lock()))
     } else {
@@ -55,12 +71,8 @@ fn limited(from: impl Read) -> io::Result<String> {
     Ok(text)
 }
 
-/// The request as it is sent. What is too long for the VMM is refused here: it need not read what it refuses, and then its answer
-/// may be lost.
-pub(super) fn body(request: &ArmRequest) -> Result<Vec<u8>, String> {
-    if let Err(error @ BadPages::TooMany { .. }) = request.addresses() {
-        return Err(format!("{error}; name fewer pages"));
-    }
+/// A request with such pages as it is sent. One that is too long is refused for the same reason.
+pub(super) fn body(request: &impl Serialize) -> Result<Vec<u8>, String> {
     let body = serde_json::to_vec(request).map_err(|error| error.to_string())?;
     if body.len() > ArmRequest::BYTES_MAX {
         return Err("the addresses are too long; give hexadecimal numbers, such as 0x1c05000".to_owned());

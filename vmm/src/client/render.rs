@@ -35,7 +35,7 @@ pub(super) fn answer(verb: &Verb, body: &Value) -> String {
         Verb::TextCheck => read(body).map(|report| kernel::text(&report)),
         Verb::Symbols { .. } => read(body).map(|report| kernel::symbols(&report)),
         Verb::Modules { .. } => read(body).map(|report| kernel::modules(&report)),
-        Verb::Arm { .. } | Verb::Traps | Verb::Disarm => read(body).map(|report| traps(&report)),
+        Verb::Arm { .. } | Verb::Traps | Verb::Disarm { .. } => read(body).map(|report| traps(&report)),
         Verb::Openapi => None,
     };
     text.unwrap_or_else(|| super::pretty(body) + "\n")

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Subcommand, ValueHint};
 
 use super::pages;
-use crate::control::model::ArmRequest;
+use crate::control::model::{ArmRequest, DisarmRequest};
 
 /// How an endpoint is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +74,15 @@ pub enum Verb {
     },
     /// Which pages are watched, and what was seen of them
     Traps,
-    /// Watch no page any more
-    Disarm,
+    /// Watch pages no longer; without one that is named, none at all
+    Disarm {
+        /// Guest physical addresses of pages, in hexadecimal
+        #[arg(value_name = "ADDRESS", value_parser = pages::address)]
+        pages: Vec<String>,
+        /// More of them, one hexadecimal address in a line; `-` is standard input
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        pages_from: Option<PathBuf>,
+    },
     /// End the VMM now; for the guest this is a power cut
     Shutdown,
     /// The OpenAPI description of the control API
@@ -99,7 +106,7 @@ impl Verb {
         Self::Modules { name: None },
         Self::Arm { pages: Vec::new(), pages_from: None, busiest: None, all: false },
         Self::Traps,
-        Self::Disarm,
+        Self::Disarm { pages: Vec::new(), pages_from: None },
         Self::Shutdown,
         Self::Openapi,
     ];
@@ -111,7 +118,7 @@ impl Verb {
             | Self::Resume
             | Self::PowerButton
             | Self::Arm { .. }
-            | Self::Disarm
+            | Self::Disarm { .. }
             | Self::Shutdown => Method::Put,
             _ => Method::Get,
         }
@@ -134,7 +141,7 @@ impl Verb {
             Self::Modules { .. } => "/api/v1/vm.modules",
             Self::Arm { .. } => "/api/v1/vm.arm",
             Self::Traps => "/api/v1/vm.traps",
-            Self::Disarm => "/api/v1/vm.disarm",
+            Self::Disarm { .. } => "/api/v1/vm.disarm",
             Self::Shutdown => "/api/v1/vmm.shutdown",
             Self::Openapi => "/api/v1/openapi.json",
         }
@@ -154,12 +161,12 @@ impl Verb {
     pub(super) fn body(&self) -> Result<Vec<u8>, String> {
         match self {
             Self::Arm { pages, pages_from, busiest, all } => {
-                let mut pages = pages.clone();
-                if let Some(file) = pages_from {
-                    pages.append(&mut pages::read(file)?);
-                }
+                let pages = pages::named(pages, pages_from.as_deref())?;
                 let busiest = busiest.map_or(0, NonZeroUsize::get);
                 pages::body(&ArmRequest { pages, busiest, all: *all })
+            }
+            Self::Disarm { pages, pages_from } if !pages.is_empty() || pages_from.is_some() => {
+                pages::body(&DisarmRequest { pages: pages::named(pages, pages_from.as_deref())? })
             }
             _ => Ok(Vec::new()),
         }

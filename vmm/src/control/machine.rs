@@ -1,5 +1,6 @@
 //! The seam between the control API and the machine.
 
+use update_server::addr::Gpa;
 use update_server::watch::NotWatched;
 
 use super::model::{
@@ -66,8 +67,8 @@ pub trait MachineControl: Send + Sync {
     /// What is watched, and what was seen of it.
     fn traps(&self) -> Result<TrapReport, ControlError>;
 
-    /// Watches nothing any more.
-    fn disarm(&self) -> Result<TrapReport, ControlError>;
+    /// Watches these pages no longer, or none at all without them.
+    fn disarm(&self, pages: Option<&[Gpa]>) -> Result<TrapReport, ControlError>;
 
     /// Asks the VMM to end now, as when a power cord is pulled. Must not wait for anything: the answer to
     /// the client who asked is sent after this returned.

@@ -18,7 +18,7 @@ pub use kernel::{
     SymbolInfo, SymbolReport, TaskInfo, TaskReport, TextRange, TextReport, TextShare,
 };
 pub use patch::{AgentInfo, HolderInfo, PatchInfo, PatchList, PatchState};
-pub use traps::{ArmRequest, BadPages, LostPage, TrapReport};
+pub use traps::{ArmRequest, BadPages, DisarmRequest, LostPage, TrapReport};
 
 use crate::config::{CpuCount, MemorySize};
 

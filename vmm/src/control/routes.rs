@@ -141,9 +141,10 @@ async fn with_its_body(request: Request, next: Next) -> Result<Response, Refusal
     let (most, limit, next_step) = match parts.uri.path() {
         patches::APPLY => (FILE_BYTES, PATCH_LIMIT, "send a .lup file as the body"),
         traps::ARM => (ArmRequest::BYTES_MAX, BODY_LIMIT, traps::ARM_BODY),
+        traps::DISARM => (ArmRequest::BYTES_MAX, BODY_LIMIT, traps::DISARM_BODY),
         _ => (BODY_MAX, BODY_LIMIT, "send the request with an empty body"),
     };
-    let takes_one = matches!(parts.uri.path(), patches::APPLY | traps::ARM);
+    let takes_one = matches!(parts.uri.path(), patches::APPLY | traps::ARM | traps::DISARM);
     let refuse = |status, code, message: &str| Err(Refusal::new(status, code, message, next_step));
     match timeout(limit, axum::body::to_bytes(body, most)).await {
         Err(_) => refuse(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive in time"),

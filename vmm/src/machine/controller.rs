@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use update_server::addr::Gpa;
 use update_server::census::Census;
 use update_server::kernel::generation::Generation;
 use update_server::kernel::model::Model;
@@ -378,9 +379,9 @@ impl MachineControl for Controller {
         Ok(self.any_instance("vm.traps")?.traps())
     }
 
-    fn disarm(&self) -> Result<TrapReport, ControlError> {
+    fn disarm(&self, pages: Option<&[Gpa]>) -> Result<TrapReport, ControlError> {
         let _operation = self.operation.lock().unwrap_or_else(PoisonError::into_inner);
-        self.any_instance("vm.disarm")?.disarm()
+        self.any_instance("vm.disarm")?.disarm(pages)
     }
 
     fn shutdown(&self) {

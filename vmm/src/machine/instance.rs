@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
+use update_server::addr::Gpa;
 use update_server::guest::Vcpu;
 use update_server::watch::Watched;
 use vm_memory::{Bytes, GuestAddress};
@@ -281,10 +282,12 @@ impl Instance {
         trapping::report(self.vcpus.traps(), &self.lost_pages)
     }
 
-    /// Watches nothing any more.
-    pub(super) fn disarm(&self) -> Result<TrapReport, ControlError> {
-        let pages = self.vcpus.traps().pages();
-        self.vcpus.set_access(&pages, None)?;
+    /// Watches these pages no longer, or none at all without them.
+    pub(super) fn disarm(&self, pages: Option<&[Gpa]>) -> Result<TrapReport, ControlError> {
+        match pages {
+            Some(pages) => self.vcpus.set_access(pages, None)?,
+            None => self.vcpus.set_access(&self.vcpus.traps().pages(), None)?,
+        }
         Ok(self.traps())
     }
 

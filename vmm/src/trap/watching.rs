@@ -41,6 +41,10 @@ impl Traps {
             }
             return begun;
         }
+        // None of those that are watched; said all the same, as the page that it is in is watched still.
+        if let Some(&middle) = pages.iter().find(|&&page| page_of(Gpa(page)) != Gpa(page)) {
+            return Err(NotWatched::NotFirst(Gpa(middle)));
+        }
         let done = self.stop(&mut order, &pages);
         let freed: BTreeSet<u64> =
             pages.iter().map(|page| page / HUGE_PAGE as u64 * HUGE_PAGE as u64).collect();

@@ -17,6 +17,7 @@ use lucos_vmm::control::model::{
 };
 use lucos_vmm::control::{Arming, ControlError, MachineControl};
 use lucos_vmm::update::{Board, Deadline};
+use update_server::addr::Gpa;
 use update_server::watch::NotWatched;
 
 /// A machine that only keeps a state.
@@ -148,8 +149,9 @@ impl MachineControl for Scripted {
         Ok(TrapReport { way: "second-view".into(), pages: Vec::new(), counts, lost })
     }
 
-    fn disarm(&self) -> Result<TrapReport, ControlError> {
-        self.traps()
+    fn disarm(&self, pages: Option<&[Gpa]>) -> Result<TrapReport, ControlError> {
+        let pages = pages.unwrap_or_default().iter().map(ToString::to_string).collect();
+        Ok(TrapReport { pages, ..self.traps()? })
     }
 
     fn symbols(&self, filter: Option<&str>) -> Result<SymbolReport, ControlError> {

@@ -80,6 +80,19 @@ fn what_is_no_page_of_data_is_refused() {
     assert!(vcpus.threads.traps().pages().is_empty());
     // Ending what was never begun is no error.
     vcpus.threads.set_access(&[Gpa(DATA), Gpa(64 << 20)], None).unwrap();
+    // Only one of several, and nothing where one of them is no page.
+    let watched = |pages: &[u64]| {
+        let pages: Vec<Gpa> = pages.iter().copied().map(Gpa).collect();
+        assert_eq!(vcpus.threads.traps().pages(), pages);
+    };
+    vcpus.threads.set_access(&[Gpa(DATA), Gpa(DATA + 0x1000)], Some(Access::Writes)).unwrap();
+    let middle = vcpus.threads.set_access(&[Gpa(DATA), Gpa(DATA + 0x1008)], None);
+    assert_eq!(middle, Err(NotWatched::NotFirst(Gpa(DATA + 0x1008))));
+    watched(&[DATA, DATA + 0x1000]);
+    vcpus.threads.set_access(&[Gpa(DATA)], None).unwrap();
+    watched(&[DATA + 0x1000]);
+    vcpus.threads.set_access(&vcpus.threads.traps().pages(), None).unwrap();
+    watched(&[]);
     vcpus.check();
 }
 

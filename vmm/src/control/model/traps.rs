@@ -47,15 +47,38 @@ impl ArmRequest {
         if self.pages.is_empty() && self.busiest == 0 {
             return Err(BadPages::None);
         }
-        // Before any is read: nobody wants to hear of one in a million.
-        if self.pages.len() > MOST_PAGES {
-            return Err(BadPages::TooMany { named: self.pages.len() });
-        }
-        let read = |(index, text): (usize, &String)| {
-            Self::address(text).ok_or_else(|| BadPages::NoAddress { index, text: text.clone() })
-        };
-        self.pages.iter().enumerate().map(read).collect()
+        addresses(&self.pages)
     }
+}
+
+/// Which pages are to be watched no longer. Without one of these, none is watched any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DisarmRequest {
+    /// Guest physical addresses of first bytes of pages, in hexadecimal, such as `0x1c05000`; 30,000 at most. One that is not
+    /// watched is passed over.
+    pub pages: Vec<String>,
+}
+
+impl DisarmRequest {
+    /// All addresses, in their order.
+    pub fn addresses(&self) -> Result<Vec<Gpa>, BadPages> {
+        if self.pages.is_empty() {
+            return Err(BadPages::None);
+        }
+        addresses(&self.pages)
+    }
+}
+
+fn addresses(pages: &[String]) -> Result<Vec<Gpa>, BadPages> {
+    // Before any is read: nobody wants to hear of one in a million.
+    if pages.len() > MOST_PAGES {
+        return Err(BadPages::TooMany { named: pages.len() });
+    }
+    let read = |(index, text): (usize, &String)| {
+        ArmRequest::address(text).ok_or_else(|| BadPages::NoAddress { index, text: text.clone() })
+    };
+    pages.iter().enumerate().map(read).collect()
 }
 
 /// Why a request names no pages that could be watched.
