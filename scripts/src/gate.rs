@@ -16,6 +16,7 @@ mod counts;
 mod deadline;
 mod fuzzing;
 mod inputs;
+mod only;
 mod process;
 mod programs;
 mod report;
@@ -36,6 +37,7 @@ use crate::cargo::cargo;
 use crate::kernels::Series;
 use crate::progress;
 use deadline::Deadline;
+pub use only::Only;
 use process::Errors;
 use programs::TestProgram;
 use report::{Report, seconds};
@@ -80,36 +82,6 @@ impl Extent {
             Self::Gate => &[None],
             Self::Full => &[Some(Series::V6_1), Some(Series::V6_12)],
         }
-    }
-}
-
-/// Which suites of it, and where: those whose names contain one of these, or all.
-#[derive(Debug, Clone, Default)]
-pub struct Only {
-    /// Parts of the names of suites.
-    pub suites: Vec<String>,
-    /// Parts of the names of places.
-    pub places: Vec<String>,
-}
-
-impl Only {
-    fn takes(&self, suite: &str) -> bool {
-        self.suites.is_empty() || self.suites.iter().any(|part| suite.contains(part.as_str()))
-    }
-
-    fn goes_to(&self, place: &str) -> bool {
-        // A kernel 6.1 is not one of 6.12.
-        let goes_on = |at: usize| place[at..].starts_with(|next: char| next.is_ascii_digit());
-        let is_meant =
-            |part: &String| place.match_indices(part.as_str()).any(|(at, found)| !goes_on(at + found.len()));
-        self.places.is_empty() || self.places.iter().any(is_meant)
-    }
-
-    /// The session without what was not asked for.
-    fn of(&self, mut session: Session) -> Session {
-        let is_wanted = self.goes_to(&session.place);
-        session.steps.retain(|step| is_wanted && self.takes(&step.name));
-        session
     }
 }
 
@@ -399,19 +371,4 @@ fn name(spec: &HostSpec) -> String {
         bed::Host::Emulated(Cpu::Intel) => "Intel host",
     };
     spec.kernel.map_or_else(|| host.to_owned(), |kernel| format!("{host} {kernel}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_is_named_by_a_part_that_does_not_go_on() {
-        let only = |part: &str| Only { places: vec![part.to_owned()], ..Only::default() };
-        assert!(
-            only("AMD host 6.1").goes_to("AMD host 6.1") && !only("AMD host 6.1").goes_to("AMD host 6.12")
-        );
-        assert!(only("AMD").goes_to("AMD host, five-level paging") && !only("here").goes_to("AMD host 6.1"));
-        assert!(Only::default().goes_to(HERE));
-    }
 }

@@ -23,6 +23,7 @@ pub mod escape;
 pub mod link;
 pub mod loaded_module;
 pub mod module_function;
+mod no_place;
 pub mod object;
 pub mod patch_module;
 pub mod place;
