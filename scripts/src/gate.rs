@@ -142,8 +142,8 @@ fn everything(extent: Extent, only: &Only, deadline: Deadline) -> Result<Report>
         let sessions: Vec<Session> = extent
             .host_kernels()
             .iter()
-            .map(|&kernel| intel(&for_intel, kernel, &programs, extent, only))
-            .collect();
+            .map(|&kernel| intel(&for_intel, kernel, &programs, extent, only, deadline))
+            .collect::<Result<_>>()?;
         let intel = scope.spawn(move || -> Result<Vec<Suite>> {
             let suites = sessions.into_iter().map(|session| attend(&session, Show::Never, extent, deadline));
             Ok(suites.collect::<Result<Vec<_>>>()?.concat())
@@ -318,7 +318,7 @@ fn amd(
             steps.extend(kvm.map(|program| step(&program.name, TESTS, program, "--test-threads=1")));
         }
         steps.push(system_tests(extent.tier(), *part));
-        sessions.push(only.of(Session { place: name(&spec), spec: spec.clone(), steps }));
+        sessions.push(only.of(Session { place: name(&spec), spec: spec.clone(), steps, apart: false }));
     }
     sessions
 }
@@ -333,7 +333,7 @@ fn five_levels(images: &[Image], only: &Only) -> Session {
         ..HostSpec::default()
     };
     let steps = vec![system_tests("five-levels", None)];
-    only.of(Session { place: "AMD host, five-level paging".to_owned(), spec, steps })
+    only.of(Session { place: "AMD host, five-level paging".to_owned(), spec, steps, apart: false })
 }
 
 fn intel(
@@ -342,15 +342,18 @@ fn intel(
     programs: &[TestProgram],
     extent: Extent,
     only: &Only,
-) -> Session {
+    deadline: Deadline,
+) -> Result<Session> {
     let traps = if extent == Extent::Full { bochs::program(programs) } else { None };
     let with = traps.iter().map(|program| program.executable.clone()).collect();
     let images = images.to_vec();
     let spec = HostSpec { cpu: Some(Cpu::Intel), kernel, images, with, ..HostSpec::default() };
     let tier = if extent == Extent::Full { "intel-full" } else { "intel" };
     let mut steps = vec![system_tests(tier, None)];
-    steps.extend(traps.map(bochs::traps));
-    only.of(Session { place: name(&spec), spec, steps })
+    if let Some(traps) = traps {
+        steps.extend(bochs::traps(traps, deadline)?);
+    }
+    Ok(only.of(Session { place: name(&spec), spec, steps, apart: true }))
 }
 
 fn system_tests(tier: &str, part: Option<&str>) -> Step {
