@@ -44,8 +44,8 @@ pub(super) fn program(programs: &[TestProgram]) -> Option<&TestProgram> {
     programs.iter().find(|program| program.target == TRAPS)
 }
 
-/// The tests of traps without those, by their modules; what is left out stands in the report. Bochs stands still now and then behind
-/// some hundred thousand exits, so each step is meant for a host of its own, which is given the program by itself.
+/// The tests of traps without those, by their modules; what is left out stands in the report. Bochs stands still now and then in a
+/// test that is behind others, so each step is meant for a host of its own, which is given the program by itself.
 pub(super) fn traps(program: &TestProgram, deadline: Deadline) -> Result<Vec<Step>> {
     let mut list = std::process::Command::new(&program.executable);
     let list = process::run(list.arg("--list"), Errors::Shown, deadline, "the list of the tests of traps")?;
