@@ -1,7 +1,5 @@
 //! A step that does not end where it should: the guest has moved the handler in front of which it was to be stopped.
 
-use std::cell::Cell;
-
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use lucos_vmm::config::Trapping;
@@ -15,10 +13,10 @@ use crate::tiny::{DATA, Program, Vcpus, multiprocessor, wait_until};
 
 type Assembled = Result<(), IcedError>;
 
-/// The host counts here, once in five milliseconds.
-const CLOCK: u64 = DATA + 0x18;
-/// For so long the program stays away from everything that is watched or closed: longer than a step may take.
-const AWAY: i32 = 500;
+/// The program says here, in the watched page, which round it is in.
+const SAID: u64 = STACK_PAGE + 0x400;
+/// The host says here in which round it was last heard.
+const ANSWER: u64 = DATA + 0x18;
 /// Where there is no device.
 const PORT: u32 = 0x80;
 
@@ -73,24 +71,25 @@ fn leave(a: &mut CodeAssembler) -> Assembled {
     a.out(dx, al)
 }
 
+/// Says something in the watched page, and stays away from everything that is watched or closed until that was told: for ever,
+/// where nobody sees it. So only a round in which its handler has moved takes longer than a step may.
 fn stay_away(a: &mut CodeAssembler) -> Assembled {
     let mut wait = a.create_label();
-    a.mov(rbx, qword_ptr(CLOCK))?;
+    a.mov(rbx, qword_ptr(ROUNDS))?;
+    a.inc(rbx)?;
+    a.mov(qword_ptr(SAID), rbx)?;
     a.set_label(&mut wait)?;
     a.pause()?;
-    a.mov(rax, qword_ptr(CLOCK))?;
-    a.sub(rax, rbx)?;
-    a.cmp(rax, AWAY)?;
+    a.cmp(qword_ptr(ANSWER), rbx)?;
     a.jb(wait)
 }
 
-/// Waits until `done`, while the host's clock goes on.
-fn wait_for(vcpus: &Vcpus, what: &str, done: impl Fn() -> bool) {
-    let clock = Cell::new(vcpus.word(CLOCK));
+/// Waits until `done`, while the host answers what it hears, and anything once it has lost the page.
+fn wait_for(vcpus: &Vcpus, heard: &Heard, what: &str, done: impl Fn() -> bool) {
     wait_until(PATIENCE, what, || {
         vcpus.check();
-        clock.set(clock.get() + 1);
-        vcpus.set_word(CLOCK, clock.get());
+        let round = if heard.lost().is_empty() { heard.last_word(SAID) } else { Some(u64::MAX) };
+        vcpus.set_word(ANSWER, round.unwrap_or(0));
         done()
     });
 }
@@ -105,7 +104,7 @@ fn a_handler_that_moves_lets_a_vcpu_go_for_a_moment() {
         let heard = Heard::of(&vcpus);
         heard.watch(&vcpus, &[STACK_PAGE], Access::Writes);
         vcpus.set_word(GO, 1);
-        wait_for(&vcpus, "one that does not come back", || !heard.lost().is_empty());
+        wait_for(&vcpus, &heard, "one that does not come back", || !heard.lost().is_empty());
         let [(STACK_PAGE, Lost::Escaped { vcpu: 0, why })] = &heard.lost()[..] else {
             panic!("{:?}", heard.lost())
         };
@@ -115,10 +114,10 @@ fn a_handler_that_moves_lets_a_vcpu_go_for_a_moment() {
         eprintln!("{} accesses in {} rounds: {why}", heard.len(), rounds());
         // The guest goes on, and can be watched again.
         let before = rounds();
-        wait_for(&vcpus, "more rounds", || rounds() > before + 1);
+        wait_for(&vcpus, &heard, "more rounds", || rounds() > before + 1);
         let told = heard.len();
         heard.watch(&vcpus, &[STACK_PAGE], Access::Writes);
-        wait_for(&vcpus, "more that is told", || heard.len() > told);
+        wait_for(&vcpus, &heard, "more that is told", || heard.len() > told);
         // What was written while it was away was found, and may have been seen by nobody.
         heard.check(true);
         vcpus.check();
@@ -132,7 +131,7 @@ fn a_handler_stays_where_all_are_held() {
     let heard = Heard::of(&vcpus);
     heard.watch(&vcpus, &[STACK_PAGE], Access::Writes);
     vcpus.set_word(GO, 1);
-    wait_for(&vcpus, "1,000 rounds", || vcpus.word(ROUNDS) > 1000);
+    wait_for(&vcpus, &heard, "1,000 rounds", || vcpus.word(ROUNDS) > 1000);
     assert_eq!(heard.lost(), []);
     heard.end(&vcpus, &[STACK_PAGE]);
     assert!([COUNTS, COUNTS + 8].iter().all(|count| vcpus.word(*count) > 100));

@@ -105,6 +105,13 @@ impl Heard {
         std::mem::take(&mut self.0.lock().unwrap().told)
     }
 
+    /// What was last written to an address, eight bytes at once.
+    pub(crate) fn last_word(&self, at: u64) -> Option<u64> {
+        let inner = self.0.lock().unwrap();
+        let told = inner.told.iter().rev().find(|told| told.at == at && told.kind == Kind::Write)?;
+        told.after.as_slice().try_into().ok().map(u64::from_le_bytes)
+    }
+
     pub(crate) fn lost(&self) -> Vec<(u64, Lost)> {
         self.0.lock().unwrap().lost.clone()
     }
