@@ -49,6 +49,9 @@ pub(super) fn program(programs: &[TestProgram]) -> Option<&TestProgram> {
 pub(super) fn traps(program: &TestProgram, deadline: Deadline) -> Result<Vec<Step>> {
     let mut list = std::process::Command::new(&program.executable);
     let list = process::run(list.arg("--list"), Errors::Shown, deadline, "the list of the tests of traps")?;
+    if !list.status.success() {
+        bail!("{} does not list its tests: {}", program.executable.display(), list.status);
+    }
     steps(program, &list.lines)
 }
 
@@ -84,6 +87,7 @@ fn steps(program: &TestProgram, list: &[String]) -> Result<Vec<Step>> {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+    use std::time::Duration;
 
     use super::*;
 
@@ -115,6 +119,11 @@ mod tests {
                 said.contains(test) && found.iter().all(|step| !step.command.contains(&format!(" {test} ")))
             );
         }
+        let error = traps(&program, Deadline::after(Duration::from_mins(1))).unwrap_err().to_string();
+        assert!(error.starts_with("cannot start the list of the tests of traps"), "{error}");
+        let broken = TestProgram { executable: "/bin/false".into(), ..program.clone() };
+        let error = traps(&broken, Deadline::after(Duration::from_mins(1))).unwrap_err().to_string();
+        assert!(error.starts_with("/bin/false does not list its tests: exit status: 1"), "{error}");
         // A test that has another name now would be run after all, and nobody told.
         let error = steps(&program, &list[1..]).unwrap_err().to_string();
         assert!(error.starts_with("classes::all_accesses_are_exact is to be left out"), "{error}");
