@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -23,7 +23,11 @@ pub(crate) enum SerialError {
         source: io::Error,
     },
     /// It is in use, and has been for as long as a killed agent may take to end.
-    #[error("another lucos-agent sleeps on {}", .0.display())]
+    #[error(
+        "another lucos-agent sleeps on {}, and has not let go of it in {} s; end it first, or try again if it was killed: \
+         then the kernel is still loading or unloading a module for it",
+        .0.display(), ENDING.as_secs()
+    )]
     Taken(PathBuf),
     /// It cannot be read.
     #[error("the serial port has failed: {0}")]
@@ -48,7 +52,8 @@ impl SerialPort {
         // Without waiting for a carrier, which says nothing here.
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let port = open(path, flags, Mode::empty()).map_err(failed)?;
-        let port = lock(port).ok_or_else(|| SerialError::Taken(path.into()))?.map_err(failed)?;
+        let locked = lock(port, ENDING).map_err(|source| SerialError::Open { path: path.into(), source })?;
+        let port = locked.ok_or_else(|| SerialError::Taken(path.into()))?;
         make_raw(&port).map_err(failed)?;
         let flags = fcntl_getfl(&port).map_err(failed)?;
         fcntl_setfl(&port, flags - OFlags::NONBLOCK).map_err(failed)?;
@@ -70,11 +75,11 @@ impl SerialPort {
     }
 }
 
-/// Gets the port for this process alone, if it can be had within [`ENDING`]. The wait is another thread's, since flock(2) has no
+/// Gets the port for this process alone, if it can be had within `limit`. The wait is another thread's, since flock(2) has no
 /// limit of its own; if it lasts too long, that thread ends with the process.
-fn lock(port: OwnedFd) -> Option<Result<OwnedFd, Errno>> {
+fn lock(port: OwnedFd, limit: Duration) -> io::Result<Option<OwnedFd>> {
     let (tell, told) = mpsc::sync_channel(1);
-    thread::spawn(move || {
+    thread::Builder::new().spawn(move || {
         let locked = loop {
             match flock(&port, FlockOperation::LockExclusive) {
                 Err(Errno::INTR) => {}
@@ -83,8 +88,14 @@ fn lock(port: OwnedFd) -> Option<Result<OwnedFd, Errno>> {
         };
         // Nobody listens any more once the wait is over.
         let _ = tell.send(locked.map(|()| port));
-    });
-    told.recv_timeout(ENDING).ok()
+    })?;
+    match told.recv_timeout(limit) {
+        Ok(locked) => Ok(Some(locked?)),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(io::Error::other("the thread that waits for it has ended"))
+        }
+    }
 }
 
 /// No echo, no lines, no signals; a read returns with the first byte.
@@ -95,4 +106,23 @@ fn make_raw(port: &OwnedFd) -> Result<(), Errno> {
     settings.special_codes[SpecialCodeIndex::VMIN] = 1;
     settings.special_codes[SpecialCodeIndex::VTIME] = 0;
     tcsetattr(port, OptionalActions::Now, &settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_about_to_end_is_waited_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let opened = || open(file.path(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let first = lock(opened(), ENDING).unwrap().unwrap();
+        assert!(lock(opened(), Duration::from_millis(50)).unwrap().is_none());
+        let ends = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(200));
+            drop(first);
+        });
+        assert!(lock(opened(), ENDING).unwrap().is_some());
+        ends.join().unwrap();
+    }
 }
