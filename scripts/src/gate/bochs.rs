@@ -61,27 +61,48 @@ fn steps(program: &TestProgram, list: &[String]) -> Result<Vec<Step>> {
     if let Some((test, _)) = LEFT_OUT.iter().find(|(test, _)| !all.contains(test)) {
         bail!("{test} is to be left out on Bochs, and {} has no such test", program.name);
     }
-    let mut modules: BTreeMap<&str, String> = BTreeMap::new();
-    for test in all.iter().filter(|&test| LEFT_OUT.iter().all(|(out, _)| out != test)) {
-        let module = test.split_once("::").map_or(*test, |(module, _)| module);
-        let _ = write!(modules.entry(module).or_default(), " {test}");
+    let mut modules: BTreeMap<&str, Module> = BTreeMap::new();
+    for test in all {
+        let name = test.split_once("::").map_or(test, |(module, _)| module);
+        let module = modules.entry(name).or_default();
+        match LEFT_OUT.iter().find(|(out, _)| *out == test) {
+            Some((_, why)) => module.left_out.push((test, why)),
+            None => module.tests.push(test),
+        }
     }
-    let mut steps: Vec<Step> = modules
-        .into_iter()
-        .map(|(module, tests)| {
-            let name = format!("{}, {module}", program.name);
-            step(&name, "LUCOS_WITH", program, &format!("--test-threads=1 --exact{tests}"))
-        })
+    // A module of which nothing is run has no step to say so in; the first one does.
+    let silent: Vec<_> = modules
+        .values_mut()
+        .filter(|module| module.tests.is_empty())
+        .flat_map(|module| std::mem::take(&mut module.left_out))
         .collect();
-    let first = steps.first_mut().context("every test of traps is left out on Bochs")?;
-    let mut names = String::new();
-    for (test, why) in LEFT_OUT {
-        let _ = writeln!(names, "echo '  {test}: {why}'");
+    modules.retain(|_, module| !module.tests.is_empty());
+    let first = modules.values_mut().next().context("every test of traps is left out on Bochs")?;
+    first.left_out.extend(silent);
+    Ok(modules.iter().map(|(name, module)| module.step(program, name)).collect())
+}
+
+/// Of one module: what is run of it, and what not, with the reason.
+#[derive(Default)]
+struct Module<'a> {
+    tests: Vec<&'a str>,
+    left_out: Vec<(&'a str, &'static str)>,
+}
+
+impl Module<'_> {
+    fn step(&self, program: &TestProgram, name: &str) -> Step {
+        let arguments = format!("--test-threads=1 --exact {}", self.tests.join(" "));
+        let mut step = step(&format!("{}, {name}", program.name), "LUCOS_WITH", program, &arguments);
+        if !self.left_out.is_empty() {
+            let count = self.left_out.len();
+            let _ = write!(step.command, "\nstatus=$?\necho 'left out, {count} tests:'\n");
+            for (test, why) in &self.left_out {
+                let _ = writeln!(step.command, "echo '  {test}: {why}'");
+            }
+            step.command += "( exit $status )";
+        }
+        step
     }
-    let count = LEFT_OUT.len();
-    first.command =
-        format!("{}\nstatus=$?\necho 'left out, {count} tests:'\n{names}( exit $status )", first.command);
-    Ok(steps)
 }
 
 #[cfg(test)]
@@ -100,24 +121,33 @@ mod tests {
             executable: "/w/false".into(),
         };
         assert_eq!(super::program(&[]), None);
-        let more = ["new::one", "other::a", "other::b"];
+        let more = ["exceptions::one", "other::a", "other::b", "sharing::one"];
         let list: Vec<String> =
             LEFT_OUT.iter().map(|(test, _)| *test).chain(more).map(|test| format!("{test}: test")).collect();
         let found = steps(super::program(std::slice::from_ref(&program)).unwrap(), &list).unwrap();
         let names: Vec<&str> = found.iter().map(|step| step.name.as_str()).collect();
-        assert_eq!(names, ["vmm: tests/kvm_traps, new", "vmm: tests/kvm_traps, other"]);
-        assert!(found[1].command.ends_with("/false\" --test-threads=1 --exact other::a other::b"));
-        let run = Command::new("sh")
-            .args(["-c", &found[0].command])
-            .env("LUCOS_WITH", "/nowhere")
-            .output()
-            .unwrap();
-        let said = String::from_utf8(run.stdout).unwrap();
-        assert!(said.starts_with("left out, 9 tests:\n  classes::all") && !run.status.success(), "{said}");
+        assert_eq!(
+            names,
+            ["exceptions", "other", "sharing"].map(|name| format!("vmm: tests/kvm_traps, {name}"))
+        );
+        let runs: Vec<&str> = found.iter().map(|step| step.command.lines().next().unwrap()).collect();
+        assert!(runs[1].ends_with("/false\" --test-threads=1 --exact other::a other::b"), "{}", runs[1]);
+        let said: Vec<String> = found
+            .iter()
+            .map(|step| {
+                let mut run = Command::new("sh");
+                let run = run.args(["-c", &step.command]).env("LUCOS_WITH", "/nowhere").output().unwrap();
+                assert!(!run.status.success());
+                String::from_utf8(run.stdout).unwrap()
+            })
+            .collect();
+        // Its own two, and the six of modules of which all is left out.
+        assert!(said[0].starts_with("left out, 8 tests:\n  exceptions::a_register"), "{}", said[0]);
+        assert_eq!(said[1], "");
+        assert!(said[2].starts_with("left out, 1 tests:\n  sharing::watching_begins"), "{}", said[2]);
         for (test, _) in LEFT_OUT {
-            assert!(
-                said.contains(test) && found.iter().all(|step| !step.command.contains(&format!(" {test} ")))
-            );
+            assert_eq!(said.iter().filter(|said| said.contains(test)).count(), 1);
+            assert!(runs.iter().all(|run| !run.contains(test)));
         }
         let error = traps(&program, Deadline::after(Duration::from_mins(1))).unwrap_err().to_string();
         assert!(error.starts_with("cannot start the list of the tests of traps"), "{error}");
