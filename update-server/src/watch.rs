@@ -145,7 +145,8 @@ pub trait Watched {
     /// Who hears of accesses from now on, in place of who did before.
     fn set_watcher(&self, watcher: Arc<dyn Watcher>);
 
-    /// Watches `pages`, each named by its first byte, or no longer, with `None`. The guest runs on. All of them or none.
+    /// Watches `pages`, each named by its first byte, or no longer, with `None`. The guest runs on. Watches all of them or
+    /// none; with `None`, those that are not watched are passed over, and an error of the host's leaves some watched.
     fn set_access(&self, pages: &[Gpa], access: Option<Access>) -> Result<(), NotWatched>;
 }
 

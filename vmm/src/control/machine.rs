@@ -105,7 +105,7 @@ pub enum ControlError {
         /// What is wrong with it.
         why: String,
     },
-    /// A page cannot be watched. Nothing has changed.
+    /// A page cannot be watched, and nothing has changed; or some cannot be given up, and are watched still.
     #[error(transparent)]
     NotWatched(#[from] NotWatched),
     /// A patch is not taken, or not moved on. Nothing in the guest was changed.

@@ -130,14 +130,16 @@ impl From<ControlError> for Refusal {
 fn instead_of_watching(why: &NotWatched) -> &'static str {
     match why {
         NotWatched::NoPage(_) | NotWatched::Table(_) | NotWatched::Hypervisor { .. } => {
-            "name other pages; none of these is watched now"
+            "nothing has changed; name other pages"
         }
         NotWatched::NotFirst(_) => "give the address of the page's first byte",
         NotWatched::TooMany { .. } => {
             "name fewer pages, or have the others given up: `lucos disarm` (PUT /api/v1/vm.disarm)"
         }
-        NotWatched::Unable(_) => "see what this host can: `lucos-vmm doctor`",
-        NotWatched::Host(_) => "look at the VMM's log and report it",
+        NotWatched::Unable(_) => "mend what the message names; `lucos-vmm doctor` says what this host can",
+        NotWatched::Host(_) => {
+            "mend what the message names, or report it; `lucos traps` (GET /api/v1/vm.traps) has what is watched"
+        }
     }
 }
 
@@ -164,6 +166,7 @@ mod tests {
             (patch("not_trusted").into(), "lucos apply --unsigned"),
             (patch("already_applied").into(), "lucos list"),
             (ControlError::from(NotWatched::TooMany { asked: 2, most: 1 }).into(), "lucos disarm"),
+            (ControlError::from(NotWatched::Host(String::new())).into(), "lucos traps"),
             (ControlError::NoPatch { id: 1 }.into(), "lucos list"),
         ];
         for (refusal, verb) in refusals {

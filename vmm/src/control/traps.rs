@@ -111,7 +111,7 @@ async fn vm_traps(State(api): State<Api>) -> Result<Json<TrapReport>, Refusal> {
     (status = 400, description = "The body does not name pages, or more than 30,000", body = ApiError),
     (status = 409, description = "There is no guest", body = ApiError),
     (status = 413, description = "The body is longer than 30,000 addresses are", body = ApiError),
-    (status = 422, description = "An address is no page's first byte", body = ApiError),
+    (status = 422, description = "An address is no page's first byte, and nothing has changed; or the host cannot give pages up, which are watched still", body = ApiError),
 ))]
 async fn vm_disarm(State(api): State<Api>, body: Bytes) -> Result<Json<TrapReport>, Refusal> {
     let pages = given_up(&body)?;

@@ -215,8 +215,15 @@ impl Watch {
     }
 }
 
+/// Asks for the huge page with this number, unless less than half of it is in use: then it would cost memory.
+pub(crate) fn collapse_used(region: &RamRegion, huge_page: usize) -> io::Result<()> {
+    let mut resident = [0];
+    region.protectable().residency(huge_page * HUGE_PAGE, &mut resident)?;
+    if resident[0] < MIN_RESIDENT { Ok(()) } else { collapse(region, huge_page) }
+}
+
 /// Asks for the huge page with this number. If there is none, it is still split, should it have been.
-pub(crate) fn collapse(region: &RamRegion, huge_page: usize) -> io::Result<()> {
+fn collapse(region: &RamRegion, huge_page: usize) -> io::Result<()> {
     // First: watching may begin again meanwhile.
     let was_split = region.marks().set_split(huge_page, false);
     let result = region.protectable().collapse(huge_page * HUGE_PAGE);

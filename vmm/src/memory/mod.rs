@@ -11,7 +11,7 @@ mod marks;
 mod ram;
 
 pub use gate::{DeviceMemory, DmaAccess, DmaGate, GateError};
-pub(crate) use huge::collapse;
+pub(crate) use huge::collapse_used;
 pub use huge::{HugePages, collapse_range};
 pub use layout::{MMIO_HOLE, MemoryLayout, RamRange};
 pub use marks::{Marks, MarksFrom};

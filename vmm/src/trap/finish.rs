@@ -8,7 +8,7 @@ use update_server::addr::{Gpa, Gva};
 use update_server::watch::{By, Kind};
 
 use super::armed::ArmedPages;
-use super::in_place::TF;
+use super::in_place::{RF, TF};
 use super::look::Look;
 use super::ram::Ram;
 use super::space::Space;
@@ -20,6 +20,9 @@ const DR6_BS: u64 = 1 << 14;
 const DR6_HIT: u64 = 0xf;
 /// The vector of a debug exception.
 const DEBUG: u8 = 1;
+/// Exceptions that are no faults, so that the instruction is behind the guest: breakpoint and overflow; or lost: double fault and machine
+/// check (Intel SDM vol. 3A, table 7-1). The debug exception may be either.
+const NO_FAULTS: [u8; 4] = [3, 4, 8, 18];
 /// Where IRETQ finds the flags, from the top of the stack.
 const IRET_FLAGS: u64 = 16;
 
@@ -186,16 +189,19 @@ pub(super) fn put_back_trap_flag(before: &Before, vcpu: &mut Attached<'_>) -> io
 /// The same behind an instruction that was completed outside of its step; `raise`: with the exception that the guest waits for, unless
 /// the instruction has ended with another one.
 pub(super) fn guest_step(vcpu: &mut Attached<'_>, raise: bool) -> io::Result<()> {
-    let mut faulted = false;
+    let mut with = None;
     // KVM forgets an exception that it has raised, but not begun to deliver, when registers are set (arch/x86/kvm/x86.c, `__set_regs`).
     // Those that it is given, it keeps; it does not tell one from the other.
-    vcpu.change_events(|events| {
-        faulted = events.exception.injected != 0 && events.exception.nr != DEBUG;
-    })?;
+    vcpu.change_events(|events| with = (events.exception.injected != 0).then_some(events.exception.nr))?;
+    let with = with.filter(|&vector| vector != DEBUG);
     let mut regs = vcpu.general_registers()?;
     regs.rflags |= TF;
+    if with.is_some_and(|vector| !NO_FAULTS.contains(&vector)) {
+        // KVM sets it when it begins to deliver (arch/x86/kvm/x86.c, `kvm_check_and_inject_events`), and takes this for begun.
+        regs.rflags |= RF;
+    }
     vcpu.set_general_registers(&regs)?;
-    if raise && !faulted { raise_debug_exception(vcpu, DR6_BS) } else { Ok(()) }
+    if raise && with.is_none() { raise_debug_exception(vcpu, DR6_BS) } else { Ok(()) }
 }
 
 /// The exception that a guest waits for which steps through its own code, or has a breakpoint.

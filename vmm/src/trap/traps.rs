@@ -289,6 +289,8 @@ impl Traps {
     pub fn end(&self) {
         let mut order = self.order.lock();
         order.ended = true;
+        let watched = order.pages.pages.keys().copied().collect();
+        order.catch_up(&watched);
         self.lose_all(&mut order, &Lost::Ended);
     }
 

@@ -12,7 +12,7 @@ use super::ground::{first, protection};
 use super::order::Order;
 use super::ram::Ram;
 use super::traps::Traps;
-use crate::memory::collapse;
+use crate::memory::collapse_used;
 use crate::sys::{HUGE_PAGE, PAGE, Protection};
 
 /// Most pages that are watched at once. Scattered, each takes two of the ranges of which a process may have 65,530
@@ -23,7 +23,7 @@ pub const MOST_PAGES: usize = 30_000;
 const MARK_LATENCY: Duration = Duration::from_millis(20);
 
 impl Traps {
-    /// Watches pages or no longer; all of them, or none. `tables` has every page table that a vCPU uses.
+    /// Watches pages, all of them or none; or no longer, each that is watched. `tables` has every page table that a vCPU uses.
     pub(crate) fn set_access(
         &self,
         pages: &[Gpa],
@@ -45,11 +45,12 @@ impl Traps {
         if let Some(&middle) = pages.iter().find(|&&page| page_of(Gpa(page)) != Gpa(page)) {
             return Err(NotWatched::NotFirst(Gpa(middle)));
         }
-        let done = self.stop(&mut order, &pages);
-        let freed: BTreeSet<u64> =
-            pages.iter().map(|page| page / HUGE_PAGE as u64 * HUGE_PAGE as u64).collect();
+        let (freed, done) = self.stop(&mut order, &pages);
         drop(order);
-        for range in freed {
+        // Only those in which a page was watched: that splits them.
+        let split: BTreeSet<u64> =
+            freed.iter().map(|page| page / HUGE_PAGE as u64 * HUGE_PAGE as u64).collect();
+        for range in split {
             self.make_huge(range);
         }
         done
@@ -75,7 +76,11 @@ impl Traps {
                 order.mark(page, false);
             }
             order.settle_marks();
-            return Err(failed(pages.len(), &error));
+            return Err(NotWatched::Host(format!(
+                "cannot protect {} pages: {error}{}",
+                pages.len(),
+                advice(&error)
+            )));
         }
         for &page in pages {
             let known = order.pages.pages.get_mut(&page).map(|armed| armed.access = access);
@@ -88,34 +93,31 @@ impl Traps {
         Ok(())
     }
 
-    fn stop(&self, order: &mut Order, pages: &BTreeSet<u64>) -> Result<(), NotWatched> {
+    /// Returns which of them are watched no longer.
+    fn stop(&self, order: &mut Order, pages: &BTreeSet<u64>) -> (BTreeSet<u64>, Result<(), NotWatched>) {
         let pages: BTreeSet<u64> =
             pages.iter().copied().filter(|page| order.pages.pages.contains_key(page)).collect();
-        order.pages.tell_marks();
-        if pages.iter().any(|&page| order.pages.differs(Gpa(page))) {
-            // A device that is in the middle of a write marks it when that is done.
-            thread::sleep(MARK_LATENCY);
-            order.pages.tell_marks();
-        }
-        for &page in &pages {
-            if order.pages.compare(Gpa(page), By::Unseen) {
-                order.pages.tally.unseen += 1;
-            }
-        }
-        let mut result = Ok(());
+        order.catch_up(&pages);
+        let mut failed = None;
+        let mut freed = BTreeSet::new();
         for run in runs(&pages) {
             if let Err(error) = order.protect(run, None) {
                 // Still watched: a page that is protected and not watched would hold its guest up for good.
-                result = Err(failed(pages.len(), &error));
+                failed = Some(error);
                 continue;
             }
             for page in (run.0..run.0 + run.1 as u64).step_by(PAGE) {
                 order.mark(page, false);
                 order.pages.pages.remove(&page);
+                freed.insert(page);
             }
         }
         self.settle(order);
-        result
+        let done = failed.map_or(Ok(()), |error| {
+            let (left, all, advice) = (pages.len() - freed.len(), pages.len(), advice(&error));
+            Err(NotWatched::Host(format!("{left} of {all} pages are watched still: {error}{advice}")))
+        });
+        (freed, done)
     }
 
     /// Gives the guest a huge page again where one was split, unless something in it is watched still.
@@ -126,7 +128,7 @@ impl Traps {
             return;
         }
         // Where there is none to be had now, the thread that makes huge pages tries again.
-        if let Err(error) = collapse(region, offset / HUGE_PAGE) {
+        if let Err(error) = collapse_used(region, offset / HUGE_PAGE) {
             tracing::debug!("no huge page at {}: {error}", Gpa(at));
         }
     }
@@ -159,6 +161,21 @@ impl Order {
             return Err(NotWatched::TooMany { asked, most: MOST_PAGES });
         }
         Ok(())
+    }
+
+    /// Tells of whatever was written to pages up to here, before they are given up.
+    pub(super) fn catch_up(&mut self, pages: &BTreeSet<u64>) {
+        self.pages.tell_marks();
+        if pages.iter().any(|&page| self.pages.differs(Gpa(page))) {
+            // A device that is in the middle of a write marks it when that is done.
+            thread::sleep(MARK_LATENCY);
+            self.pages.tell_marks();
+        }
+        for &page in pages {
+            if self.pages.compare(Gpa(page), By::Unseen) {
+                self.pages.tally.unseen += 1;
+            }
+        }
     }
 
     fn settle_marks(&self) {
@@ -196,13 +213,13 @@ fn runs(pages: &BTreeSet<u64>) -> impl Iterator<Item = (u64, usize)> + '_ {
     })
 }
 
-fn failed(pages: usize, error: &io::Error) -> NotWatched {
-    let advice = if error.raw_os_error() == Some(libc::ENOMEM) {
+/// What to do where pages cannot be protected otherwise.
+fn advice(error: &io::Error) -> &'static str {
+    if error.raw_os_error() == Some(libc::ENOMEM) {
         "; `sysctl vm.max_map_count` says how many ranges of memory a process may have, and each page takes up to two"
     } else {
         ""
-    };
-    NotWatched::Host(format!("cannot protect {pages} pages: {error}{advice}"))
+    }
 }
 
 #[cfg(test)]

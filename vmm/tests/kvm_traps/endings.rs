@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use update_server::watch::{Access, Kind, Lost};
+use update_server::watch::{Access, By, Kind, Lost};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::entries::{APIC_COMMAND, apic, stay, wait_for_go};
 use crate::heard::{Heard, Told, bytes};
@@ -47,11 +48,14 @@ fn a_machine_that_ends_leaves_nothing_half_done() {
             thread::sleep(Duration::from_millis(3 + 5 * round));
             // A host that is short of processors comes to little in that time.
             wait_until(PATIENCE, "accesses", || heard.len() as u64 >= 4 * round);
+            // Of what a device has written right before, too.
+            vcpus.vm.ram().memory().write_obj(round + 1, GuestAddress(SHARED + 0xf00)).unwrap();
             vcpus.threads.stop();
             assert!(heard.image(SHARED) == bytes(&vcpus, SHARED, 4096), "{way}, round {round}");
             assert_eq!(heard.lost(), [(SHARED, Lost::Ended)], "{way}");
             heard.check(false);
             let told = heard.take();
+            assert!(told.iter().any(|told| told.by == By::Host), "{way}, round {round}");
             for at in [SHARED, APART, APART + 64, APART + 128, CLOSE, CLOSE + 4] {
                 accesses += counts_up(&told, at);
             }

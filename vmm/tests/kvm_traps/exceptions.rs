@@ -138,7 +138,6 @@ fn exceptions() -> Program {
         a.mov(rax, cr2)?;
         a.add(qword_ptr(SUM + 16), rax)?;
         a.mov(rax, qword_ptr(rsp + 24))?;
-        a.and(eax, !0x1_0000_i32)?;
         a.add(qword_ptr(SUM + 24), rax)?;
         a.pop(rax)?;
         a.add(qword_ptr(rsp), 3)?;
@@ -233,6 +232,8 @@ fn refused_register() -> Program {
         a.push(rax)?;
         a.mov(rax, qword_ptr(rsp + 8))?;
         a.add(qword_ptr(SUM), rax)?;
+        a.mov(rax, qword_ptr(rsp + 24))?;
+        a.add(qword_ptr(SUM + 8), rax)?;
         a.pop(rax)?;
         a.add(qword_ptr(rsp), 2)?;
         a.iretq()?;

@@ -15,6 +15,9 @@ const CLOCK: u64 = DATA + 0x3000;
 const STEAL: u64 = DATA + 0x5000;
 const STEP: u64 = DATA;
 
+/// What the program never comes to.
+const UNTOUCHED: usize = 48 << 20;
+
 /// KVM's registers for its clock and for steal time (Documentation/virt/kvm/x86/msr.rst).
 const MSR_CLOCK: u32 = 0x4b56_4d01;
 const MSR_STEAL: u32 = 0x4b56_4d03;
@@ -80,6 +83,7 @@ fn what_is_no_page_of_data_is_refused() {
     assert!(vcpus.threads.traps().pages().is_empty());
     // Ending what was never begun is no error.
     vcpus.threads.set_access(&[Gpa(DATA), Gpa(64 << 20)], None).unwrap();
+    takes_no_memory(&vcpus);
     // Only one of several, and nothing where one of them is no page.
     let watched = |pages: &[u64]| {
         let pages: Vec<Gpa> = pages.iter().copied().map(Gpa).collect();
@@ -94,6 +98,24 @@ fn what_is_no_page_of_data_is_refused() {
     vcpus.threads.set_access(&vcpus.threads.traps().pages(), None).unwrap();
     watched(&[]);
     vcpus.check();
+}
+
+/// Memory that nobody has touched stays unallocated, whether a page of it is watched for a moment or is only named.
+fn takes_no_memory(vcpus: &Vcpus) {
+    let resident = || {
+        let mut pages = [0];
+        let region = vcpus.vm.ram().regions().next().unwrap();
+        region.protectable().residency(UNTOUCHED, &mut pages).unwrap();
+        pages[0]
+    };
+    let place = [Gpa(UNTOUCHED as u64)];
+    assert_eq!(resident(), 0);
+    vcpus.threads.set_access(&place, None).unwrap();
+    assert_eq!(resident(), 0);
+    vcpus.threads.set_access(&place, Some(Access::Writes)).unwrap();
+    vcpus.threads.set_access(&place, None).unwrap();
+    // The page itself was read.
+    assert!(resident() <= 1, "{}", resident());
 }
 
 #[test]
