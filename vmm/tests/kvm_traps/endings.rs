@@ -8,7 +8,7 @@ use iced_x86::code_asm::*;
 use update_server::watch::{Access, By, Kind, Lost};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::entries::{APIC_COMMAND, apic, stay, wait_for_go};
+use crate::entries::{APIC_COMMAND, apic, let_the_host_in, stay, wait_for_go};
 use crate::heard::{Heard, Told, bytes};
 use crate::sharing::{APART, CLOSE, SHARED, counting, word};
 use crate::tiny::{DATA, Program, Vcpus, multiprocessor, wait_until};
@@ -83,6 +83,7 @@ fn restarting() -> Program {
         a.test(edi, edi)?;
         a.jz(first)?;
         wait_for_go(a)?;
+        let_the_host_in(a)?;
         a.set_label(&mut again)?;
         a.lock().inc(qword_ptr(SHARED))?;
         a.inc(qword_ptr(APART))?;

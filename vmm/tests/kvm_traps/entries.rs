@@ -54,6 +54,13 @@ pub(crate) fn wait_for_go(a: &mut CodeAssembler) -> Assembled {
     a.je(wait)
 }
 
+/// Lets interrupts in before a loop that may leave the guest for nothing else. Nobody raises any for the guest; but Bochs 2.7 keeps those
+/// of its host back from a guest that has them off when it is entered: it masks them before it takes itself to be in the guest
+/// (`cpu/vmx.cc`, `VMenterLoadCheckGuestState` and `VMLAUNCH`), and the host's only processor would never come back.
+pub(crate) fn let_the_host_in(a: &mut CodeAssembler) -> Assembled {
+    a.sti()
+}
+
 /// Stays where it is.
 pub(crate) fn stay(a: &mut CodeAssembler) -> Assembled {
     let mut end = a.create_label();

@@ -5,7 +5,7 @@ use lucos_vmm::boot::BOOT_PAGE_TABLES;
 use update_server::addr::Gpa;
 use update_server::watch::{Access, Kind, NotWatched, Watched};
 
-use crate::entries::{GO, PAGE, wait_for_go};
+use crate::entries::{GO, PAGE, let_the_host_in, wait_for_go};
 use crate::heard::{Heard, Told};
 use crate::tiny::{Program, Vcpus, uniprocessor, wait_until};
 use crate::{PATIENCE, WAYS};
@@ -17,6 +17,7 @@ fn program() -> Program {
     uniprocessor(|a| {
         let mut again = a.create_label();
         wait_for_go(a)?;
+        let_the_host_in(a)?;
         a.set_label(&mut again)?;
         a.inc(rax)?;
         for page in PAGES {

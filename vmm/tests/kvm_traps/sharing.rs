@@ -7,6 +7,7 @@ use update_server::addr::Gpa;
 use update_server::watch::{Access, By, Kind, Watched};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::entries::let_the_host_in;
 use crate::heard::{Heard, bytes};
 use crate::tiny::{DATA, Program, Vcpus, multiprocessor, wait_until};
 use crate::{PATIENCE, WAYS, low};
@@ -34,6 +35,7 @@ pub(crate) fn counting() -> Program {
         a.test(r9, r9)?;
         a.jz(wait)?;
         a.xor(r10d, r10d)?;
+        let_the_host_in(a)?;
         a.set_label(&mut again)?;
         one_round(a)?;
         a.cmp(r10, r9)?;
