@@ -318,7 +318,7 @@ fn amd(
             steps.extend(kvm.map(|program| step(&program.name, TESTS, program, "--test-threads=1")));
         }
         steps.push(system_tests(extent.tier(), *part));
-        sessions.push(only.of(Session { place: name(&spec), spec: spec.clone(), steps, apart: false }));
+        sessions.push(only.of(Session { place: name(&spec), spec: spec.clone(), steps }));
     }
     sessions
 }
@@ -333,7 +333,7 @@ fn five_levels(images: &[Image], only: &Only) -> Session {
         ..HostSpec::default()
     };
     let steps = vec![system_tests("five-levels", None)];
-    only.of(Session { place: "AMD host, five-level paging".to_owned(), spec, steps, apart: false })
+    only.of(Session { place: "AMD host, five-level paging".to_owned(), spec, steps })
 }
 
 fn intel(
@@ -353,7 +353,7 @@ fn intel(
     if let Some(traps) = traps {
         steps.extend(bochs::traps(traps, deadline)?);
     }
-    Ok(only.of(Session { place: name(&spec), spec, steps, apart: true }))
+    Ok(only.of(Session { place: name(&spec), spec, steps }))
 }
 
 fn system_tests(tier: &str, part: Option<&str>) -> Step {

@@ -19,12 +19,8 @@ const TRAPS: &str = "kvm_traps";
 const LINGERS: &str =
     "a step that leaves the guest in the middle is followed by a stray debug exception in Bochs";
 
-/// Seen with several vCPUs, one of which begins anew, or while pages begin to be watched: not where one of them runs alone, but behind
-/// others. What the host waits for is not known; a tick of its timer without pause (`nohz=off highres=off`) does not help.
-const STANDS_STILL: &str = "the host that Bochs is stands still in it";
-
 /// What it does not, and why.
-const LEFT_OUT: [(&str, &str); 9] = [
+const LEFT_OUT: [(&str, &str); 7] = [
     ("classes::all_accesses_are_exact", LINGERS),
     ("exceptions::are_as_without_a_trap", LINGERS),
     ("exceptions::a_register_that_is_refused_is_a_fault_as_without_a_trap", LINGERS),
@@ -34,8 +30,6 @@ const LEFT_OUT: [(&str, &str); 9] = [
         "escapes::a_handler_that_moves_lets_a_vcpu_go_for_a_moment",
         "an interpreter with one processor comes to something else in a step once in thousands of them",
     ),
-    ("endings::a_vcpu_that_is_started_anew_meanwhile_goes_on", STANDS_STILL),
-    ("sharing::watching_begins_and_ends_under_writers", STANDS_STILL),
     ("fuzz::instructions_at_random_do_what_they_do_untrapped", "an interpreter needs hours for it"),
 ];
 
@@ -44,8 +38,8 @@ pub(super) fn program(programs: &[TestProgram]) -> Option<&TestProgram> {
     programs.iter().find(|program| program.target == TRAPS)
 }
 
-/// The tests of traps without those, by their modules; what is left out stands in the report. Bochs stands still now and then in a
-/// test that is behind others, so each step is meant for a host of its own, which is given the program by itself.
+/// The tests of traps without those, by their modules, so that what is through is not run anew on another host if one dies; what is
+/// left out stands in the report. They are meant for a host that is given the program by itself.
 pub(super) fn traps(program: &TestProgram, deadline: Deadline) -> Result<Vec<Step>> {
     let mut list = std::process::Command::new(&program.executable);
     let list = process::run(list.arg("--list"), Errors::Shown, deadline, "the list of the tests of traps")?;
@@ -121,14 +115,14 @@ mod tests {
             executable: "/w/false".into(),
         };
         assert_eq!(super::program(&[]), None);
-        let more = ["exceptions::one", "other::a", "other::b", "sharing::one"];
+        let more = ["exceptions::one", "other::a", "other::b", "unemulated::one"];
         let list: Vec<String> =
             LEFT_OUT.iter().map(|(test, _)| *test).chain(more).map(|test| format!("{test}: test")).collect();
         let found = steps(super::program(std::slice::from_ref(&program)).unwrap(), &list).unwrap();
         let names: Vec<&str> = found.iter().map(|step| step.name.as_str()).collect();
         assert_eq!(
             names,
-            ["exceptions", "other", "sharing"].map(|name| format!("vmm: tests/kvm_traps, {name}"))
+            ["exceptions", "other", "unemulated"].map(|name| format!("vmm: tests/kvm_traps, {name}"))
         );
         let runs: Vec<&str> = found.iter().map(|step| step.command.lines().next().unwrap()).collect();
         assert!(runs[1].ends_with("/false\" --test-threads=1 --exact other::a other::b"), "{}", runs[1]);
@@ -141,10 +135,10 @@ mod tests {
                 String::from_utf8(run.stdout).unwrap()
             })
             .collect();
-        // Its own two, and the six of modules of which all is left out.
-        assert!(said[0].starts_with("left out, 8 tests:\n  exceptions::a_register"), "{}", said[0]);
+        // Its own two, and the three of modules of which all is left out.
+        assert!(said[0].starts_with("left out, 5 tests:\n  exceptions::a_register"), "{}", said[0]);
         assert_eq!(said[1], "");
-        assert!(said[2].starts_with("left out, 1 tests:\n  sharing::watching_begins"), "{}", said[2]);
+        assert!(said[2].starts_with("left out, 2 tests:\n  unemulated::a_mapping"), "{}", said[2]);
         for (test, _) in LEFT_OUT {
             assert_eq!(said.iter().filter(|said| said.contains(test)).count(), 1);
             assert!(runs.iter().all(|run| !run.contains(test)));

@@ -31,8 +31,6 @@ pub(super) struct Session {
     pub(super) place: String,
     pub(super) spec: HostSpec,
     pub(super) steps: Vec<Step>,
-    /// Whether each step gets a host of its own, where one that has done much is less to be relied on.
-    pub(super) apart: bool,
 }
 
 /// Whether the output is shown while it comes.
@@ -50,11 +48,6 @@ impl Session {
     pub(super) fn run(&self, show: Show, deadline: Deadline) -> Result<Vec<Suite>> {
         if self.steps.is_empty() {
             return Ok(Vec::new());
-        }
-        if self.apart {
-            let alone = |step: &Step| Self { steps: vec![step.clone()], apart: false, ..self.clone() };
-            let suites = self.steps.iter().map(|step| alone(step).run(show, deadline));
-            return Ok(suites.collect::<Result<Vec<_>>>()?.concat());
         }
         let (mut suites, why) = self.on_a_host(&self.steps, show, deadline)?;
         let rest = &self.steps[suites.len()..];
