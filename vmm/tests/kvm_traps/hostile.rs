@@ -8,7 +8,7 @@ use update_server::addr::Gpa;
 use update_server::watch::{Access, By, Watched};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::entries::{COUNTS, GO, gate, load_idt, wait_for_go};
+use crate::entries::{COUNTS, GO, gate, let_the_host_in, load_idt, wait_for_go};
 use crate::heard::{Heard, bytes};
 use crate::tiny::{DATA, Program, Vcpus, multiprocessor, uniprocessor, wait_until};
 use crate::{PATIENCE, WAYS};
@@ -44,6 +44,7 @@ fn rewriting() -> Program {
         }
         a.jmp(change)?;
         a.set_label(&mut writer)?;
+        let_the_host_in(a)?;
         a.mov(rdi, ONE + 0x10)?;
         a.mov(rsi, OTHER + 0x20)?;
         a.set_label(&mut again)?;
@@ -119,6 +120,7 @@ fn becoming_rsm() -> Program {
         a.add(qword_ptr(rsp), 2)?;
         a.iretq()?;
         a.set_label(&mut writer)?;
+        let_the_host_in(a)?;
         gate(a, 6, on_undefined)?;
         load_idt(a)?;
         a.mov(rdi, ONE)?;
@@ -177,6 +179,7 @@ pub(crate) fn remapping(ranges: [u64; 2]) -> Program {
         }
         a.jmp(change)?;
         a.set_label(&mut writer)?;
+        let_the_host_in(a)?;
         a.mov(rdi, WINDOW + 0x1010)?;
         a.set_label(&mut again)?;
         a.invlpg(ptr(rdi))?;
@@ -263,6 +266,7 @@ fn a_system_management_interrupt_in_the_middle_of_a_step_ends_it() {
             a.mov(dword_ptr(rbx), 0xc_4200)?;
             a.hlt()?;
             a.set_label(&mut writer)?;
+            let_the_host_in(a)?;
             a.mov(rdi, ONE)?;
             a.set_label(&mut again)?;
             a.lock().inc(qword_ptr(rdi))?;
